@@ -1,0 +1,166 @@
+"""Checkpoints: one torch file each, written atomically, verified by a checksum, loaded without running any code in it.
+
+A checkpoint is a tree of dicts, lists, tensors, numbers and strings. `save` adds the format, the library versions and
+a SHA-256 over the whole tree; `load` refuses a file whose content does not have that sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import platform
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from runtime.errors import UserError
+
+_PATTERN = re.compile(r"step-(\d+)\.pt")
+
+
+def save(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
+    """Writes `tree` to `path`: to a temporary name in the same folder first, flushed to disk, then renamed.
+
+    Whatever happens on the way, `path` holds either its old content or the whole new one.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is removed.
+    """
+    path = Path(path)
+    tree = tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf, tree)
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
+    tree = {**tree, "format": kind, "versions": versions}
+    tree["checksum"] = checksum(tree)
+    write_atomically(path, lambda file: torch.save(tree, file))
+
+
+def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Reads and verifies a checkpoint of this `kind`; tensors are on the CPU.
+
+    Raises:
+        UserError: there is no such file, it is damaged, holds code, or is a checkpoint of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}.")
+    try:
+        with warnings.catch_warnings():  # torch warns of other programs' pickles before it refuses them
+            warnings.simplefilter("ignore")
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # torch reports damage with many types: RuntimeError, EOFError, struct.error …
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+            raise UserError(
+                f"{path} is refused: it holds more than weights, and loading that could run code."
+            ) from None
+        raise UserError(f"{path} is damaged or is not a checkpoint.") from None
+    if not isinstance(tree, dict) or "format" not in tree or "checksum" not in tree:
+        raise UserError(
+            f"{path} was not written by this program (weights of BigGAN-PyTorch: use tools.convert_biggan)."
+        )
+    if tree.pop("checksum") != checksum(tree):
+        raise UserError(f"{path} is damaged: its content does not match its checksum.")
+    if tree["format"] != kind:
+        raise UserError(f"{path} is a checkpoint of '{tree['format']}', not of '{kind}'.")
+    return tree
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, `step-00001200.pt` and so on; keeps the newest `keep`."""
+
+    def __init__(self, folder: str | os.PathLike, kind: str, keep: int = 3):
+        self.folder, self.kind, self.keep = Path(folder), kind, keep
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        found = [p for p in self.folder.glob("step-*.pt") if _PATTERN.fullmatch(p.name)]
+        return sorted(found, key=lambda p: int(_PATTERN.fullmatch(p.name)[1]))
+
+    def save(self, step: int, tree: dict[str, Any]) -> Path:
+        """Writes the checkpoint of `step`, then removes those beyond the newest `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.writing"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        path = self.folder / f"step-{step:08d}.pt"
+        save(path, tree, self.kind)
+        for old in self.paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole; damaged ones are reported and passed over. None where there is none.
+
+        Raises:
+            UserError: there are checkpoints and none is whole.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return path, load(path, self.kind)
+            except UserError as error:
+                warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=2)
+        if paths:
+            raise UserError(
+                f"none of the {len(paths)} checkpoints in {self.folder} can be read; "
+                "move the folder away to start again."
+            )
+        return None
+
+
+def checksum(tree: Any) -> str:
+    """SHA-256 over keys, values, types and shapes of a tree, in the order of its keys."""
+    digest = hashlib.sha256()
+    _digest(tree, digest.update)
+    return digest.hexdigest()
+
+
+def _digest(node: Any, update: Callable[[bytes], None]) -> None:
+    if isinstance(node, dict):
+        update(b"{%d" % len(node))
+        for key in sorted(node, key=repr):
+            update(repr(key).encode())
+            _digest(node[key], update)
+    elif isinstance(node, list | tuple):
+        update(b"[%d" % len(node))
+        for item in node:
+            _digest(item, update)
+    elif isinstance(node, torch.Tensor):
+        update(f"{node.dtype}{tuple(node.shape)}".encode())
+        update(node.contiguous().flatten().view(torch.uint8).numpy().data)
+    else:
+        update(repr(node).encode())
+
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Calls `write(file)` on a temporary file beside `path`, flushes it to disk and renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:  # torch's writer wraps a failed write, as of a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself reaches the disk only with its folder (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

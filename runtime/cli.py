@@ -1,0 +1,75 @@
+"""What every command shares: short error messages and exit codes (0 done, 2 wrong usage or input, 1 failed)."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from runtime.errors import RunError, UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and suggest the nearest flag, and whose help shows defaults."""
+
+    def __init__(self, **options):
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def error(self, message: str):
+        raise UserError(f"{message}. See '{self.prog} --help'.")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(unknown_flag_message(unknown[0], [flag for a in self._actions for flag in a.option_strings]))
+        return parsed
+
+
+def unknown_flag_message(flag: str, valid: Sequence[str]) -> str:
+    """'unknown argument --sed; did you mean --seed?'"""
+    near = difflib.get_close_matches(flag.split("=")[0], valid, n=1)
+    return f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs `main(argv)` and turns what it raises into a message on stderr and an exit code.
+
+    UserError is the user's to mend: its text and 2. RunError, an OSError (disk full, no permission) and lack of
+    memory are failures: one line and 1. Anything else is a defect of ours and keeps its traceback.
+    """
+    warnings.showwarning = _show_warning
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has gone; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(_describe(error), 1)
+    except MemoryError:
+        return _fail("out of memory: use a smaller batch or resolution.", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted.", 130)
+
+
+def _describe(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

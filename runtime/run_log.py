@@ -1,0 +1,122 @@
+"""The log of a run: `stats.jsonl` (a line a tick), TensorBoard, a progress bar, and running means between ticks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class RunningMeans:
+    """Means of detached scalar tensors, summed where they are: reading them is left to the tick.
+
+    `float(tensor)` makes the host wait for the device, so it happens once a tick and not once a step.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.float().clone()
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """The means since the last `read`, as numbers; starts again from nothing."""
+        means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.count = state["count"]
+
+
+class RunLog:
+    """Writes ticks. Lines after `step_at_start`, where the run starts or resumes, are an interrupted run's: dropped."""
+
+    def __init__(self, folder: Path, step_at_start: int = 0):
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        self.path = folder / "stats.jsonl"
+        self._drop_lines_after(step_at_start)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        purge_step = step_at_start + 1 if step_at_start else None
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line. NaN and infinities, which JSON does not know, become strings."""
+        line = {"step": step, **values}
+        self.file.write(json.dumps({key: _json_number(value) for key, value in line.items()}) + "\n")
+        self.file.flush()
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(key, value, step)
+
+    def image(self, step: int, name: str, image: torch.Tensor) -> None:
+        """`image`: uint8 (3, H, W)."""
+        self.writer.add_image(name, image, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.writer.close()
+
+    def _drop_lines_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):  # half a line of a killed run
+                continue
+        temporary = self.path.with_suffix(".jsonl.writing")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+class Progress:
+    """A tqdm bar on a terminal; elsewhere one plain line a tick."""
+
+    def __init__(self, total: float, initial: float, unit: str):
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=initial,
+            unit=unit,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} {unit} [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def advance(self, amount: float) -> None:
+        self.bar.update(amount)
+
+    def tick(self, text: str) -> None:
+        """`text`: the tick in a few words, such as `kimg 1.2  loss_d 0.81`."""
+        if self.terminal:
+            self.bar.set_postfix_str(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _json_number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
