@@ -1,0 +1,144 @@
+"""The packed file: decoded images, labels and their description in one safetensors file that is mapped, not loaded.
+
+Tensors `images` uint8 (N, 3, R, R) and `labels` int64 (N,); metadata `format`, `class_names` (JSON), `source`,
+`fingerprint`, `resize_rule`. Any program that knows safetensors reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from biggan.data.dataset import ImageDataset
+from biggan.data.decode import RESIZE_RULE
+from biggan.data.records import Record
+from runtime.errors import UserError
+
+SUFFIX = ".safetensors"
+_FORMAT = "biggan-images-1"
+
+
+def write_packed(
+    path: Path,
+    samples: Iterable[tuple[np.ndarray, int]],
+    *,
+    capacity: int,
+    resolution: int,
+    class_names: list[str],
+    source: str,
+    fingerprint: str,
+) -> int:
+    """Writes images as they come, without holding them; the file appears under its name only when it is whole.
+
+    The format puts the number of images at the front, so room is left there for as many digits as `capacity` has.
+
+    Args:
+        samples: pairs of uint8 (3, R, R) and label, at most `capacity`.
+
+    Returns:
+        the number of images written.
+
+    Raises:
+        UserError: not enough free space.
+        OSError: the folder or disk refuses the file.
+    """
+    metadata = {
+        "format": _FORMAT,
+        "class_names": json.dumps(class_names),
+        "source": source,
+        "fingerprint": fingerprint,
+        "resize_rule": RESIZE_RULE,
+    }
+    reserved = len(_header(capacity, resolution, metadata))
+    needed, free = capacity * 3 * resolution**2, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(f"{path.parent} has {free / 2**30:.1f} GiB free; the images need {needed / 2**30:.1f} GiB")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
+    try:
+        with temporary.open("wb") as file:
+            file.seek(8 + reserved)
+            labels = []
+            for image, label in samples:
+                file.write(image.tobytes())
+                labels.append(label)
+            file.write(np.array(labels, dtype="<i8").tobytes())
+            file.seek(0)
+            file.write(struct.pack("<Q", reserved) + _header(len(labels), resolution, metadata).ljust(reserved))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(labels)
+
+
+def read_packed(path: Path) -> ImageDataset:
+    """Maps a packed file; images are read from disk when they are first used.
+
+    Raises:
+        UserError: cut short, not of this format, or of impossible contents.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise UserError(f"{path} holds no images: it was not written by tools.prepare_images")
+            return ImageDataset(
+                file.get_tensor("images"),
+                file.get_tensor("labels"),
+                json.loads(metadata["class_names"]),
+                metadata["source"],
+                metadata["fingerprint"],
+            )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged or cut short: {error}") from None
+
+
+class PackedSource:
+    """A packed file as records, for other resolutions than its own."""
+
+    def __init__(self, path: Path):
+        self.dataset = read_packed(path)
+        self.title = str(path)
+        self.class_names = self.dataset.class_names
+        self.listing_hash = self.dataset.fingerprint
+        self.resolution = self.dataset.resolution
+
+    def check_resolution(self, resolution: int) -> None:
+        """Raises UserError where the images would have to be enlarged."""
+        if resolution > self.resolution:
+            raise UserError(
+                f"{self.title} holds images of {self.resolution} pixels: pack the originals with --size {resolution}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Record]:
+        for index, label in enumerate(self.dataset.labels.tolist()):
+            yield Record(f"image {index}", label, partial(self._open, index))
+
+    def _open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.dataset.images[index].permute(1, 2, 0).contiguous().numpy())  # (R, R, 3)
+
+
+def _header(count: int, resolution: int, metadata: dict[str, str]) -> bytes:
+    """The JSON header, padded with spaces so that the images begin at a multiple of 8 bytes."""
+    images, labels = count * 3 * resolution**2, count * 8
+    header = {
+        "__metadata__": metadata,
+        "images": {"dtype": "U8", "shape": [count, 3, resolution, resolution], "data_offsets": [0, images]},
+        "labels": {"dtype": "I64", "shape": [count], "data_offsets": [images, images + labels]},
+    }
+    text = json.dumps(header).encode()
+    return text.ljust(-(-len(text) // 8) * 8)
