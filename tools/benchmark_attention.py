@@ -4,9 +4,9 @@
     python -m tools.benchmark_attention --q-length 65536 --k-length 16384 --q-cluster-size 1024 --k-cluster-size 256
 
 On a shared machine absolute times say little. Every round therefore runs every method once, and a method's ratio is
-the median over rounds of its time by the naive twin's in the same round. Memory is the growth of the process's peak
-resident size (VmHWM, reset through /proc/self/clear_refs) in a process of its own, after a warm-up at a small size.
-CPU only; Linux only, for memory.
+the median over rounds of its time by the naive twin's in the same round. Memory is, on a CPU, the growth of the
+process's peak resident size (VmHWM, reset through /proc/self/clear_refs; Linux only) in a process of its own, after a
+warm-up at a small size; on CUDA, the growth of what torch has allocated.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; spinning threads spoil every timing
+from runtime.cli import CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from attention import clustered_attention, dense_attention  # noqa: E402
-from attention.smyrf.clusters import cluster_orders  # noqa: E402
-from attention.smyrf.naive import naive_clustered_attention  # noqa: E402
+from attention import clustered_attention, dense_attention
+from attention.smyrf.clusters import cluster_orders
+from attention.smyrf.naive import naive_clustered_attention
+from runtime.device import open_device
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 PASS_NAMES = {"f": "forward", "fb": "forward + backward"}
@@ -41,6 +43,7 @@ def build_methods(args: argparse.Namespace) -> dict[str, Attend]:
     All SMYRF methods hash and sort inside the measured call, with the same projections.
     """
     projections = torch.randn(args.head_dim + 2, args.num_hashes, generator=torch.Generator().manual_seed(1))
+    projections = projections.to(args.device)
     sizes = (args.q_cluster_size, args.k_cluster_size)
 
     def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,7 +71,8 @@ def make_inputs(args: argparse.Namespace, clusters: int) -> tuple[Tensor, Tensor
     q_length = min(args.q_length, clusters * args.q_cluster_size)
     k_length = min(args.k_length, clusters * args.k_cluster_size)
     shapes = ((q_length, args.head_dim), (k_length, args.head_dim), (k_length, args.value_dim))
-    return tuple(torch.randn(1, 1, *shape, generator=generator) for shape in shapes)
+    dtype = getattr(torch, args.dtype)
+    return tuple(torch.randn(1, 1, *shape, generator=generator).to(args.device, dtype) for shape in shapes)
 
 
 def run(attend: Attend, inputs: tuple[Tensor, Tensor, Tensor], passes: str) -> None:
@@ -76,9 +80,11 @@ def run(attend: Attend, inputs: tuple[Tensor, Tensor, Tensor], passes: str) -> N
     if passes == "f":
         with torch.no_grad():
             attend(*inputs)
-        return
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    torch.autograd.grad(attend(*leaves).square().sum(), leaves)
+    else:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        torch.autograd.grad(attend(*leaves).float().square().sum(), leaves)
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize()
 
 
 def measure_times(args: argparse.Namespace, passes: str) -> dict[str, list[float]]:
@@ -99,6 +105,11 @@ def measure_memory(args: argparse.Namespace, name: str, passes: str) -> float:
     attend = build_methods(args)[name]
     run(attend, make_inputs(args, clusters=1), passes)
     inputs = make_inputs(args, clusters=args.q_length)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(attend, inputs, passes)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew
     before = _peak_resident_kb()
     run(attend, inputs, passes)
@@ -133,6 +144,7 @@ def describe_machine(threads: int) -> dict[str, object]:
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     return {
         "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "load_average": os.getloadavg()[0],
@@ -143,12 +155,8 @@ def describe_machine(threads: int) -> dict[str, object]:
     }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark_attention",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="python -m tools.benchmark_attention", description=__doc__.splitlines()[0])
     parser.add_argument("--q-length", type=int, default=16384, help="queries")
     parser.add_argument("--k-length", type=int, default=4096, help="keys")
     parser.add_argument("--num-hashes", type=int, default=4, help="hash rounds")
@@ -159,9 +167,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--passes", default="f,fb", help="f = forward, fb = forward and backward; both: f,fb")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of q, k and v")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="also write the results here")
     args = parser.parse_args(argv)
     args.passes = args.passes.split(",")
+    open_device(args.device)  # says so where there is none
     if unknown := set(args.passes) - set(PASS_NAMES):
         parser.error(f"--passes takes f and fb, not {', '.join(sorted(unknown))}")
     q_clusters, q_rest = divmod(args.q_length, args.q_cluster_size)
@@ -171,7 +182,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     machine = describe_machine(args.threads)
@@ -197,4 +208,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
