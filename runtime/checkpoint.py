@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,40 @@ class CheckpointFolder:
                 "move the folder away to start again."
             )
         return None
+
+
+class BackgroundSaver:
+    """Saves to a folder while the program goes on: it waits for the copy to host memory, not for the disk.
+
+    A save that failed raises its error from the next `save` or `wait`.
+    """
+
+    def __init__(self, folder: CheckpointFolder):
+        self.folder = folder
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def save(self, step: int, tree: dict[str, Any]) -> None:
+        """As `CheckpointFolder.save`. Values in `tree` may change as soon as this returns."""
+        self.wait()
+        tree = tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+        self.thread = threading.Thread(target=self._write, args=(step, tree), name="checkpoint")
+        self.thread.start()  # not a daemon: the interpreter ends only after it
+
+    def wait(self) -> None:
+        """Until the last save is on the disk."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int, tree: dict[str, Any]) -> None:
+        try:
+            self.folder.save(step, tree)
+        except BaseException as error:
+            self.error = error
 
 
 def checksum(tree: Any) -> str:

@@ -11,6 +11,10 @@ from collections.abc import Callable, Sequence
 
 from runtime.errors import RunError, UserError
 
+# Read when torch loads its OpenMP, so set before: threads that spin while they wait for each other cost up to ten
+# times the time as soon as something else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and suggest the nearest flag, and whose help shows defaults."""

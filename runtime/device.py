@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import platform
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import UserError
 
@@ -16,9 +21,16 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Device:
-    """A CPU. Subclasses change what another device does differently."""
+    """A CPU. Subclasses change what another device does differently.
+
+    Attributes:
+        num_shards: the devices that a batch is dealt over.
+        channels_last: whether images may be kept in channels-last memory order.
+    """
 
     kind = "cpu"
+    num_shards = 1
+    channels_last = True
 
     def __init__(self) -> None:
         self.torch_device = torch.device(self.kind)
@@ -26,9 +38,24 @@ class Device:
     def describe(self) -> str:
         return f"cpu ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
-    def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A host tensor on this device; the host does not wait for the copy."""
+    def use_cache(self, folder: str | os.PathLike) -> None:
+        """Keeps compiled programs in `folder`, on devices that compile; call it before anything is computed."""
+
+    def put(self, tensor: torch.Tensor, batch_dim: int | None = None) -> torch.Tensor:
+        """A host tensor on this device; the host does not wait for the copy.
+
+        Args:
+            batch_dim: the dimension that is dealt over the devices, where there are several; None copies to each.
+        """
         return tensor.to(self.torch_device)
+
+    def put_network(self, network: nn.Module, memory_format: torch.memory_format) -> None:
+        """Moves a network made on the host to this device, or a copy to each of several."""
+        network.to(self.torch_device, memory_format=memory_format)
+
+    def adam(self, parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam:
+        """Adam; options as torch's."""
+        return torch.optim.Adam(parameters, **options)
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
         """Computes matrix products and convolutions in `precision`; parameters keep theirs (float32)."""
@@ -37,8 +64,21 @@ class Device:
         return torch.autocast(self.kind, dtype=PRECISIONS[precision])
 
     def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps a whole training step, for devices that compile one; here it runs as it is."""
+        """Wraps a whole step, for devices that compile it to one program; here it runs as it is.
+
+        All that the step takes from the host must come in tensors that `put` returned.
+        """
         return step
+
+    def compile_network(self, network: nn.Module) -> Callable[..., Any]:
+        """The network compiled by torch.compile, once for each of the few shapes that a step has."""
+        # Blocks share their class's code, and each block, shape and mode of a step counts against one limit.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+        return torch.compile(network, dynamic=False)
+
+    def recompute(self, function: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
+        """function(*args), whose intermediate results are computed a second time in the backward pass, not kept."""
+        return checkpoint(function, *args, use_reentrant=False)
 
     def seed(self, seed: int) -> None:
         """Seeds the random numbers drawn on the device and on the host."""
@@ -57,6 +97,20 @@ class Device:
         """The most memory used so far: of the process on a CPU, of the device elsewhere."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
+    @contextlib.contextmanager
+    def profile(self, folder: Path):
+        """Writes a trace of what runs inside to `folder`, for TensorBoard's profile plugin."""
+        from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
+
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.kind == "cuda")
+        with profile(activities=activities, on_trace_ready=tensorboard_trace_handler(str(folder))):
+            yield
+            self.synchronize()
+
+    def counters(self) -> dict[str, int]:
+        """What the device's compiler counted since the start: compilations, executions, fallbacks to the host."""
+        return {}
+
 
 class CudaDevice(Device):
     kind = "cuda"
@@ -70,7 +124,7 @@ class CudaDevice(Device):
     def describe(self) -> str:
         return f"cuda ({torch.cuda.get_device_name()})"
 
-    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+    def put(self, tensor: torch.Tensor, batch_dim: int | None = None) -> torch.Tensor:
         return tensor.pin_memory().to(self.torch_device, non_blocking=True)
 
     def rng_state(self) -> dict[str, Any]:
@@ -89,13 +143,14 @@ class CudaDevice(Device):
 
 
 def open_device(name: str = "auto") -> Device:
-    """'cpu', 'cuda', or 'auto': cuda where there is one, else the cpu.
+    """'cpu', 'cuda', 'xla', or 'auto': xla where torch_xla is installed and PJRT_DEVICE is set, else cuda, else cpu.
 
     Raises:
         UserError: there is no such device on this machine.
     """
+    has_xla = importlib.util.find_spec("torch_xla") is not None
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "xla" if has_xla and os.environ.get("PJRT_DEVICE") else "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return Device()
     if name == "cuda":
@@ -104,4 +159,10 @@ def open_device(name: str = "auto") -> Device:
                 "no CUDA device is usable here; use --device cpu, or install a torch built for your GPU's driver."
             )
         return CudaDevice()
-    raise UserError(f"unknown device '{name}'; valid ones are auto, cpu, cuda.")
+    if name == "xla":
+        if not has_xla:
+            raise UserError("--device xla needs torch_xla; install it with: pip install '.[tpu]'")
+        from runtime.xla import XlaDevice
+
+        return XlaDevice()
+    raise UserError(f"unknown device '{name}'; valid ones are auto, cpu, cuda, xla.")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,33 @@ from tqdm import tqdm
 
 
 class RunningMeans:
-    """Means of detached scalar tensors, summed where they are: reading them is left to the tick.
+    """Means of detached scalar tensors between ticks, summed where they are.
 
-    `float(tensor)` makes the host wait for the device, so it happens once a tick and not once a step.
+    `float(tensor)` makes the host wait for the device, so it happens once a tick and not once a step. On a device that
+    compiles whole steps, call `add` inside the step: the sums enter and leave it as tensors of fixed number and shape.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
+    def __init__(self, names: Sequence[str], put: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """`put` brings a host tensor to the device that sums."""
+        self.names, self.put = tuple(names), put
+        self.sums = put(torch.zeros(len(names)))
         self.count = 0
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.float().clone()
+        self.sums = self.sums + torch.stack([values[name].float() for name in self.names])
         self.count += 1
 
-    def read(self) -> dict[str, float]:
-        """The means since the last `read`, as numbers; starts again from nothing."""
-        means = {name: float(total) / max(self.count, 1) for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
+    def take(self) -> Callable[[], dict[str, float]]:
+        """Starts again from nothing; the function returned waits for the device and gives the means until here."""
+        names, sums, count = self.names, self.sums, max(self.count, 1)
+        self.sums, self.count = self.put(torch.zeros(len(names))), 0
+        return lambda: {name: total / count for name, total in zip(names, sums.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": dict(zip(self.names, self.sums.cpu().clone(), strict=True)), "count": self.count}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = self.put(torch.stack([state["sums"].get(name, torch.zeros(())) for name in self.names]))
         self.count = state["count"]
 
 

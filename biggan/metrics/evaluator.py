@@ -70,12 +70,16 @@ class FidEvaluator:
                 stacklevel=3,
             )
         self.options = options
+        self.batch_size = 0  # the largest so far
+        self.moments_device = (
+            options.device if options.device.type == "cuda" else torch.device("cpu")
+        )  # where float64 is native
         self.reference = self._reference_statistics(dataset)
         self.moments = self._new_moments()
         self.protocol = {**asdict(self.reference.protocol), "reference_count": self.reference.count}
 
     def update(self, images: Tensor) -> None:
-        self.moments.update(self.network(images.to(self.options.device), self.options.resize_rule))
+        self.moments.update(self._features(images))
 
     def run(self) -> Iterator[tuple[str, float]]:
         distance = frechet_distance(
@@ -83,9 +87,16 @@ class FidEvaluator:
         )
         yield f"fid{format_count(self.moments.count)}", distance
 
+    def _features(self, images: Tensor) -> Tensor:
+        """Features of a batch. On a device that compiles for each shape, a smaller last batch is padded."""
+        count, device = len(images), self.options.device
+        if device.type not in ("cpu", "cuda"):
+            self.batch_size = max(self.batch_size, count)
+            images = torch.cat([images, images[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        return self.network(images.to(device), self.options.resize_rule).to(self.moments_device)[:count]
+
     def _new_moments(self) -> Moments:
-        device = self.options.device if self.options.device.type == "cuda" else "cpu"  # where float64 is native
-        return Moments(self.network.feature_dim, device)
+        return Moments(self.network.feature_dim, self.moments_device)
 
     def _reference_statistics(self, dataset: ImageDataset) -> Statistics:
         """From the cache where it has them, else computed, and then cached."""
@@ -107,7 +118,7 @@ class FidEvaluator:
         moments = self._new_moments()
         batches = dataset.images.split(REFERENCE_BATCH_SIZE)
         for images in track_batches(batches, len(dataset), "features of the data set", self.options.progress):
-            moments.update(self.network(images.to(self.options.device), self.options.resize_rule))
+            moments.update(self._features(images))
         statistics = Statistics(moments.mean.cpu().numpy(), moments.covariance.cpu().numpy(), moments.count, protocol)
         if path is not None:
             try:

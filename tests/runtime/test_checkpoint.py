@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -139,3 +140,33 @@ def test_torchs_own_error_for_a_full_disk_becomes_an_os_error(tmp_path):
     with pytest.raises(OSError, match=r"cannot write|No space"):
         checkpoint.write_atomically(tmp_path / "c.pt", lambda file: torch.save(tree(), FullDisk(file)))
     assert not list(tmp_path.iterdir())
+
+
+def test_background_saves_hold_what_was_there_when_they_began(tmp_path, monkeypatch):
+    may_write, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda handle: may_write.wait(10) and fsync(handle))
+    folder = checkpoint.CheckpointFolder(tmp_path, "test")
+    saver, weights = checkpoint.BackgroundSaver(folder), torch.zeros(3)
+    saver.save(1, {"weights": weights})
+    assert not folder.paths()  # the disk is still busy, and we are not waiting for it
+    weights.add_(1)
+    may_write.set()
+    saver.wait()
+    path, loaded = folder.load_newest()
+    assert path.name == "step-00000001.pt" and torch.equal(loaded["weights"], torch.zeros(3))
+
+
+def test_background_saves_that_fail_say_so_at_the_next_save(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    saver = checkpoint.BackgroundSaver(checkpoint.CheckpointFolder(tmp_path, "test"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", full)
+        saver.save(1, tree())
+        saver.thread.join()
+    with pytest.raises(OSError, match="No space left"):
+        saver.save(2, tree())
+    saver.save(3, tree())
+    saver.wait()
+    assert [path.name for path in saver.folder.paths()] == ["step-00000003.pt"]

@@ -26,14 +26,21 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
 
 
 def test_running_means_continue_from_their_state():
-    whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
+    whole, first, second = (RunningMeans(["x"], torch.clone) for _ in range(3))
     values = torch.arange(6.0)
     for value in values:
         whole.add({"x": value})
     for value in values[:2]:
         first.add({"x": value})
-    second.load_state_dict(first.state_dict(), torch.device("cpu"))
+    second.load_state_dict(first.state_dict())
     for value in values[2:]:
         second.add({"x": value})
-    assert second.read() == whole.read() == {"x": 2.5}
-    assert second.read() == {}
+    assert second.take()() == whole.take()() == {"x": 2.5}
+
+
+def test_means_that_are_read_late_are_those_of_their_tick():
+    means = RunningMeans(["x"], torch.clone)
+    means.add({"x": torch.tensor(1.0)})
+    read = means.take()
+    means.add({"x": torch.tensor(5.0)})
+    assert read() == {"x": 1.0} and means.take()() == {"x": 5.0}

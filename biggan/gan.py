@@ -1,0 +1,261 @@
+"""The two networks of a run with their optimizers, and one training step.
+
+A step is `d_steps_per_g_step` updates of the discriminator and one of the generator, then one of the averaged
+generator. It is a function of its tensors alone: nothing in it reads a number back from the device.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from biggan.blocks import Stage
+from biggan.config import TrainConfig
+from biggan.discriminator import Discriminator
+from biggan.ema import update_ema
+from biggan.generator import Generator
+from biggan.hash_projections import draw_projections, use_projections
+from biggan.losses import add_orthogonal_gradient, hinge_discriminator_loss, hinge_generator_loss
+from runtime.device import Device
+from runtime.errors import UserError
+
+
+def build_generator(config: TrainConfig) -> Generator:
+    """Raises UserError where the configuration asks for what no architecture or mechanism has."""
+    model, attention = config.model, config.attention
+    return _build(
+        Generator,
+        channels=model.generator_channels,
+        dim_z=model.dim_z,
+        shared_dim=model.shared_dim,
+        hierarchical=model.hierarchical,
+        attention_resolutions=attention.generator_resolutions,
+        config=config,
+    )
+
+
+def build_discriminator(config: TrainConfig) -> Discriminator:
+    """Raises UserError where the configuration asks for what no architecture or mechanism has."""
+    return _build(
+        Discriminator,
+        channels=config.model.discriminator_channels,
+        attention_resolutions=config.attention.discriminator_resolutions,
+        config=config,
+    )
+
+
+def _build(network: type[nn.Module], *, config: TrainConfig, **arguments: Any) -> Any:
+    try:
+        return network(
+            resolution=config.model.resolution,
+            num_classes=config.model.num_classes,
+            attention=config.attention.name,
+            attention_options=config.attention.options,
+            **arguments,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{network.__name__.lower()}: {error}") from None
+
+
+RECOMPUTED_PARTS = {"none": (), "attention": ("attention",), "blocks": ("residual", "attention")}
+
+
+class Gan:
+    """Generator, discriminator, averaged generator and both optimizers, on `device`."""
+
+    STEP_VALUES = ("loss_d_real", "loss_d_fake", "logits_real", "logits_fake", "grad_norm_d", "loss_g", "grad_norm_g")
+
+    def __init__(self, config: TrainConfig, device: Device):
+        self.config, self.device = config, device
+        channels_last = config.channels_last and device.channels_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.generator, self.discriminator = build_generator(config), build_discriminator(config)
+        self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        for network in (self.generator, self.discriminator, self.ema_generator):
+            device.put_network(network, self.memory_format)
+        self._networks = nn.ModuleList([self.generator, self.discriminator])  # in the order of a step's projections
+        self.generator_optimizer = self._adam(self.generator, config.optimizer.generator_lr)
+        self.discriminator_optimizer = self._adam(self.discriminator, config.optimizer.discriminator_lr)
+        for stage in self._networks.modules():
+            if isinstance(stage, Stage):
+                stage.recompute = device.recompute
+                stage.recomputed_parts = RECOMPUTED_PARTS[config.checkpoint_activations]
+        self._generate = device.compile_network(self.generator) if config.compile else self.generator
+        self._discriminate = device.compile_network(self.discriminator) if config.compile else self.discriminator
+
+    def _adam(self, network: nn.Module, lr: float) -> torch.optim.Adam:
+        options = self.config.optimizer
+        betas = (options.beta1, options.beta2)
+        return self.device.adam(network.parameters(), lr=lr, betas=betas, eps=options.epsilon)
+
+    def draw_projections(self, generator: torch.Generator) -> list[torch.Tensor]:
+        """The `projections` of a step, on the host."""
+        calls = (self.config.d_steps_per_g_step + 1, self.config.accumulation_steps)
+        return draw_projections(self._networks, calls, generator)
+
+    def step(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        z: torch.Tensor,
+        y: torch.Tensor,
+        ema_rate: torch.Tensor,
+        *projections: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """One whole training step.
+
+        Args, with S = d_steps_per_g_step, A = accumulation_steps, B = images a part:
+            images: uint8 (S, A, B, 3, R, R), real.  labels: int64 (S, A, B).
+            z: (S + 1, A, B, dim_z), y: int64 (S + 1, A, B): latents and classes of fakes; the last is the generator's.
+            ema_rate: () or (1,) float32, 1 - decay of the averaged generator.
+            projections: (S + 1, A, ...) for each SMYRF attention, the generator's first, as `draw_projections` makes;
+                without them each draws its own.
+
+        Returns:
+            Detached scalars by the names in STEP_VALUES: losses, mean logits and gradient norms of the generator's and
+            the last discriminator step.
+        """
+        values = {}
+        for i in range(self.config.d_steps_per_g_step):
+            values = self.discriminator_step(images[i], labels[i], z[i], y[i], [p[i] for p in projections])
+        values |= self.generator_step(z[-1], y[-1], [p[-1] for p in projections])
+        update_ema(self.ema_generator, self.generator, ema_rate.squeeze())
+        return values
+
+    def discriminator_step(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        z: torch.Tensor,
+        y: torch.Tensor,
+        projections: Sequence[torch.Tensor] = (),
+    ) -> dict[str, torch.Tensor]:
+        """One update of the discriminator; shapes as in `step` without S."""
+        self.discriminator.requires_grad_(True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        parts = len(images)
+        sums = []
+        for part, (real, real_y, part_z, part_y) in enumerate(zip(images, labels, z, y, strict=True)):
+            self._use_projections([p[part] for p in projections])
+            with self.device.autocast(self.config.precision):
+                with torch.no_grad():  # the generator stays in training mode: its batch norms see these fakes too
+                    fake = self._generate(part_z, part_y)
+                # One call on real and fake, paired along the batch so that a sharded batch needs no reshuffling.
+                both = torch.stack([self._prepare(real), fake.float()], 1).flatten(0, 1)  # (2B, 3, R, R)
+                logits = self._discriminate(
+                    both.contiguous(memory_format=self.memory_format), torch.stack([real_y, part_y], 1).flatten()
+                )
+            logits_real, logits_fake = logits.float().view(-1, 2).unbind(1)
+            loss_real, loss_fake = hinge_discriminator_loss(logits_real, logits_fake)
+            ((loss_real + loss_fake) / parts).backward()
+            sums.append(torch.stack([loss_real, loss_fake, logits_real.mean(), logits_fake.mean()]).detach())
+        self._use_projections([])
+        norm = _gradient_norm(self.discriminator)
+        self.discriminator_optimizer.step()
+        loss_real, loss_fake, logits_real, logits_fake = torch.stack(sums).mean(0).unbind()
+        return {
+            "loss_d_real": loss_real,
+            "loss_d_fake": loss_fake,
+            "logits_real": logits_real,
+            "logits_fake": logits_fake,
+            "grad_norm_d": norm,
+        }
+
+    def generator_step(
+        self, z: torch.Tensor, y: torch.Tensor, projections: Sequence[torch.Tensor] = ()
+    ) -> dict[str, torch.Tensor]:
+        """One update of the generator; shapes as in `step` without S."""
+        self.discriminator.requires_grad_(False)  # its gradients are not needed here, and cost as much as the fakes'
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        parts, losses = len(z), []
+        for part, (part_z, part_y) in enumerate(zip(z, y, strict=True)):
+            self._use_projections([p[part] for p in projections])
+            with self.device.autocast(self.config.precision):
+                logits = self._discriminate(self._generate(part_z, part_y), part_y)
+            loss = hinge_generator_loss(logits.float())
+            (loss / parts).backward()
+            losses.append(loss.detach())
+        self._use_projections([])
+        if self.config.optimizer.orthogonal_penalty:
+            add_orthogonal_gradient(self.generator, self.config.optimizer.orthogonal_penalty)
+        norm = _gradient_norm(self.generator)
+        self.generator_optimizer.step()
+        return {"loss_g": torch.stack(losses).mean(), "grad_norm_g": norm}
+
+    def _use_projections(self, projections: Sequence[torch.Tensor]) -> None:
+        use_projections(self._networks, projections)
+
+    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, R, R) -> float32 in [-1, 1]."""
+        return images.float() / 127.5 - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later step depends on; the optimizers' states go by parameter names."""
+        return {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema_generator": self.ema_generator.state_dict(),
+            "generator_optimizer": optimizer_state_by_name(self.generator, self.generator_optimizer),
+            "discriminator_optimizer": optimizer_state_by_name(self.discriminator, self.discriminator_optimizer),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state` has; an averaged generator that it lacks becomes a copy of the generator, and the reverse.
+
+        Raises:
+            UserError: the networks have another architecture than the state's.
+        """
+        for name, other in (("generator", "ema_generator"), ("ema_generator", "generator"), ("discriminator", "")):
+            if name in state or other in state:
+                load_weights(getattr(self, name), state.get(name, state.get(other)), name)
+        for name in ("generator", "discriminator"):
+            optimizer = getattr(self, f"{name}_optimizer")
+            load_optimizer_by_name(getattr(self, name), optimizer, state.get(f"{name}_optimizer", {}))
+
+
+def load_weights(network: nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """A strict load whose error is one line."""
+    own = network.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    different = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unexpected or different:
+        example = sorted(missing or unexpected or different)[0]
+        raise UserError(
+            f"the {name}'s weights are of another architecture: {len(missing)} tensors missing, "
+            f"{len(unexpected)} unknown, {len(different)} of another shape (first: {example})."
+        )
+    network.load_state_dict(state)
+
+
+def optimizer_state_by_name(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """{parameter name: {exp_avg, exp_avg_sq, step}}; empty before the first step."""
+    return {name: dict(optimizer.state[p]) for name, p in network.named_parameters() if p in optimizer.state}
+
+
+def load_optimizer_by_name(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict]) -> None:
+    names = [name for name, _ in network.named_parameters()]
+    if state.keys() - set(names):
+        raise UserError(
+            f"the optimizer's state knows a parameter that the network lacks: {min(state.keys() - set(names))}."
+        )
+    whole = optimizer.state_dict()
+    whole["state"] = {i: state[name] for i, name in enumerate(names) if name in state}
+    optimizer.load_state_dict(whole)
+
+
+def _gradient_norm(network: nn.Module) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def steps_for(config: TrainConfig, kimg: float) -> int:
+    """Training steps that show the discriminator `kimg` thousand real images, at least 1."""
+    return max(1, math.ceil(kimg * 1000 / images_per_step(config)))
+
+
+def images_per_step(config: TrainConfig) -> int:
+    return config.global_batch_size * config.d_steps_per_g_step

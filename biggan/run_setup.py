@@ -1,0 +1,97 @@
+"""What a run needs before its first step: its images, and a configuration that fits them and the run directory."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from biggan.config import TrainConfig
+from biggan.data import ImageDataset, drawn_faces, open_images
+from runtime.errors import UserError
+
+# What may differ between a run and its continuation: no weight depends on these.
+MAY_CHANGE = {
+    *("total_kimg", "log", "device", "compile", "out", "data", "preset", "initial_weights"),
+    *("checkpoint_activations", "compilation_cache", "debug"),
+}
+FOLDERS = ("samples", "checkpoints", "tensorboard")
+
+
+def open_dataset(config: TrainConfig, cache_dir: Path | None = None) -> ImageDataset:
+    """Raises UserError where there is no data at `config.data`."""
+    if not config.data:
+        raise UserError(f"preset '{config.preset}' needs images: give --data PATH (a folder, a zip or a packed file).")
+    if config.data == "drawn-faces":
+        return drawn_faces(config.model.resolution, config.drawn_faces)
+    conditional = config.model.num_classes != 1
+    return open_images(config.data, config.model.resolution, cache_dir=cache_dir, labels=conditional)
+
+
+def fit_to_data(config: TrainConfig, dataset: ImageDataset, num_shards: int = 1) -> TrainConfig:
+    """Fills in what depends on the data (the number of classes) and checks what only the whole shows.
+
+    `num_shards` is the number of devices that a batch is dealt over.
+
+    Raises:
+        UserError: fields that contradict each other or the data.
+    """
+    batch, parts = config.global_batch_size, config.accumulation_steps
+    if min(batch, parts) < 1 or batch % parts:
+        raise UserError(f"--global-batch-size {batch} must be a positive multiple of --accumulation-steps {parts}.")
+    if config.d_steps_per_g_step < 1:
+        raise UserError("--d-steps-per-g-step must be at least 1.")
+    if not config.total_kimg > 0 or not config.log.kimg_per_tick > 0:
+        raise UserError("--total-kimg and --log.kimg-per-tick must be above 0.")
+    for name in ("checkpoint_every_ticks", "keep_checkpoints", "grid"):
+        if getattr(config.log, name) < 1:
+            raise UserError(f"--log.{name.replace('_', '-')} must be at least 1.")
+    if batch // parts % num_shards:
+        raise UserError(
+            f"--global-batch-size {batch} / --accumulation-steps {parts} must be a multiple of the {num_shards} devices"
+        )
+    classes = config.model.num_classes or dataset.num_classes
+    if 1 < classes < dataset.num_classes:
+        raise UserError(f"--model.num-classes is {classes}, but {dataset.source} has {dataset.num_classes} classes.")
+    return replace(config, model=replace(config.model, num_classes=classes))
+
+
+def make_folders(folder: Path) -> None:
+    """Raises UserError where the run directory cannot be written."""
+    try:
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        probe = folder / "checkpoints" / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run directory {folder}: {error.strerror}. Choose another with --out."
+        ) from None
+
+
+def refuse_other_run(before: dict[str, Any], data: dict[str, Any], now: dict[str, Any], dataset: ImageDataset) -> None:
+    """Compares a checkpoint's configuration and data with those at hand.
+
+    Raises:
+        UserError: continuing would not be the same run.
+    """
+    changed = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
+    advice = "Use another --out, or the same values to resume it."
+    if changed:
+        differences = "; ".join(_difference(key, before.get(key), now[key]) for key in changed)
+        raise UserError(f"the run directory holds a run with another configuration: {differences}. {advice}")
+    if len(dataset) != data["count"]:
+        raise UserError(
+            f"the run directory holds a run on {data['count']:,} images, not these {len(dataset):,}. {advice}"
+        )
+    if dataset.fingerprint != data["fingerprint"]:  # also after a copy, whose files have new times: no reason to refuse
+        warnings.warn("the images, or their files' dates, changed since this run's last checkpoint.", stacklevel=2)
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        changed = [k for k in now | before if before.get(k) != now.get(k)]
+        return ", ".join(_difference(f"{key}.{k}", before.get(k), now.get(k)) for k in changed)
+    return f"{key} was {before}, now {now}"

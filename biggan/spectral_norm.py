@@ -1,0 +1,77 @@
+"""Spectral normalisation: layers whose weight is divided by an estimate of its largest singular value.
+
+The weight is read as a matrix W (out, in). One step of power iteration from the stored left vector u gives
+
+    v = normalize(u W),   u' = normalize(v Wᵀ),   sigma = v Wᵀ u'ᵀ,   and the layer uses W / sigma.
+
+The gradient flows through W and sigma with u' and v held constant. Every forward in training stores u' in the buffer
+`u0` and sigma in `sv0`; in evaluation the step is taken, but nothing is stored.
+
+Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpectralNorm:
+    """Adds `u0` (1, out), `sv0` (1,) and `normalized_weight()` to a layer that has a `weight` (out, ...)."""
+
+    def init_spectral_norm(self, eps: float) -> None:
+        """Registers the buffers. `eps` is the least norm that a vector is divided by."""
+        self.spectral_eps = eps
+        self.register_buffer("u0", torch.randn(1, self.weight.shape[0]))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def normalized_weight(self) -> Tensor:
+        """The weight divided by its estimated largest singular value, in its own shape and dtype."""
+        # Autocast would run these products in bfloat16, and the error of sigma would scale the whole layer.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)  # (out, in)
+            with torch.no_grad():
+                v = F.normalize(self.u0 @ matrix, eps=self.spectral_eps)  # (1, in)
+            projected = v @ matrix.T  # (1, out), carries the gradient to the weight
+            with torch.no_grad():
+                u = F.normalize(projected, eps=self.spectral_eps)
+            sigma = (projected * u).sum()
+            if self.training:
+                with torch.no_grad():
+                    self.u0.copy_(u)
+                    self.sv0.copy_(sigma.reshape(1))
+            return self.weight / sigma
+
+
+class SpectralConv2d(SpectralNorm, nn.Conv2d):
+    """`nn.Conv2d` with spectral normalisation over (out, in * height * width)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True, eps: float = 1e-6):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.init_spectral_norm(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.normalized_weight(), self.bias)
+
+
+class SpectralLinear(SpectralNorm, nn.Linear):
+    """`nn.Linear` with spectral normalisation."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, eps: float = 1e-6):
+        super().__init__(in_features, out_features, bias=bias)
+        self.init_spectral_norm(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+
+class SpectralEmbedding(SpectralNorm, nn.Embedding):
+    """`nn.Embedding` with spectral normalisation; its rows are the matrix's outputs."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, eps: float = 1e-6):
+        super().__init__(num_embeddings, embedding_dim)
+        self.init_spectral_norm(eps)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.normalized_weight())

@@ -1,0 +1,177 @@
+"""Resampling, spectral norm, batch norm and residual blocks against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from biggan.batch_norm import BatchNorm, ConditionalBatchNorm
+from biggan.blocks import DiscriminatorBlock, GeneratorBlock
+from biggan.layers import initialize_orthogonal, upsample2x
+from biggan.spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear
+from biggan.standing_statistics import standing_statistics
+
+MEMORY_FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+
+
+def random_layers():
+    torch.manual_seed(0)
+    return [SpectralConv2d(3, 5, 3), SpectralLinear(7, 4), SpectralEmbedding(6, 4)]
+
+
+@MEMORY_FORMATS
+def test_upsampling_is_nearest_and_keeps_the_memory_format(memory_format):
+    x = torch.randn(2, 3, 5, 4).to(memory_format=memory_format)
+    out = upsample2x(x)
+    torch.testing.assert_close(out, F.interpolate(x, scale_factor=2, mode="nearest"), rtol=0, atol=0)
+    assert out.is_contiguous(memory_format=memory_format)
+
+
+def test_spectral_norm_converges_to_the_largest_singular_value():
+    for layer in random_layers():
+        for _ in range(200):
+            weight = layer.normalized_weight()
+        largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
+        torch.testing.assert_close(layer.sv0, largest.reshape(1), rtol=1e-4, atol=0)
+        torch.testing.assert_close(weight.detach(), layer.weight.detach() / largest, rtol=1e-4, atol=1e-6)
+
+
+def test_spectral_norm_takes_one_step_and_stores_it_only_in_training():
+    for layer in random_layers():
+        matrix, before = layer.weight.detach().flatten(1), layer.u0.clone()
+        v = before @ matrix
+        v = v / v.norm()
+        u = v @ matrix.T
+        sigma = u.norm()
+
+        weight = layer.eval().normalized_weight()
+        torch.testing.assert_close(weight.detach(), layer.weight.detach() / sigma)
+        assert torch.equal(layer.u0, before) and torch.equal(layer.sv0, torch.ones(1))
+
+        torch.testing.assert_close(layer.train().normalized_weight(), weight)
+        torch.testing.assert_close(layer.u0, u / sigma)
+        torch.testing.assert_close(layer.sv0, sigma.reshape(1))
+
+
+def test_gradient_of_spectral_norm_holds_the_singular_vectors_constant():
+    layer = SpectralLinear(7, 4).double().eval()
+    matrix = layer.weight.detach()
+    v = F.normalize(layer.u0 @ matrix)
+    u = F.normalize(v @ matrix.T)
+    sigma = (u @ matrix @ v.T).squeeze()
+    upstream = torch.randn_like(matrix)
+    layer.normalized_weight().backward(upstream)
+    expected = (upstream - (upstream * matrix).sum() / sigma * u.T @ v) / sigma
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_spectral_norm_ignores_autocast():
+    layer = SpectralLinear(300, 200).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weight = layer.normalized_weight()
+    assert torch.equal(weight, layer.normalized_weight())
+
+
+@MEMORY_FORMATS
+def test_batch_norm_uses_the_batch_in_training_and_stored_statistics_else(memory_format):
+    torch.manual_seed(0)
+    norm = BatchNorm(3).double()
+    norm.gain.data, norm.bias.data = torch.randn(2, 3, dtype=torch.float64)
+    x = (torch.randn(4, 3, 5, 5, dtype=torch.float64) * 3 + 1).to(memory_format=memory_format)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+
+    def expected(mean, var):
+        mean, var, gain, bias = (t.view(1, 3, 1, 1) for t in (mean, var, norm.gain.detach(), norm.bias.detach()))
+        return gain * (x - mean) / (var + 1e-5).sqrt() + bias
+
+    out = norm(x).detach()
+    torch.testing.assert_close(out, expected(mean, var))
+    assert out.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(norm.stored_mean, 0.1 * mean)
+    torch.testing.assert_close(norm.stored_var, 0.9 + 0.1 * var * 100 / 99)
+    stored = norm.stored_mean.clone()
+    torch.testing.assert_close(norm.eval()(x).detach(), expected(norm.stored_mean, norm.stored_var))
+    assert torch.equal(norm.stored_mean, stored)
+
+
+def test_conditional_batch_norm_scales_each_sample_by_its_condition():
+    norm = ConditionalBatchNorm(3, lambda channels: nn.Embedding(2, channels))
+    x, y = torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 1, 0])
+    normalized = F.batch_norm(x, None, None, training=True)
+    expected = normalized * (1 + norm.gain.weight[y])[:, :, None, None] + norm.bias.weight[y][:, :, None, None]
+    torch.testing.assert_close(norm(x, y), expected)
+
+
+def test_generator_block_is_its_formula():
+    torch.manual_seed(0)
+    block = GeneratorBlock(4, 6, lambda channels: nn.Embedding(3, channels)).double().eval()
+    x, y = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.tensor([0, 2])
+    h = block.conv1(F.interpolate(F.relu(block.bn1(x, y)), scale_factor=2))
+    h = block.conv2(F.relu(block.bn2(h, y)))
+    torch.testing.assert_close(block(x, y), h + block.shortcut(F.interpolate(x, scale_factor=2)))
+
+
+@pytest.mark.parametrize("preactivation", [True, False])
+def test_discriminator_block_is_its_formula(preactivation):
+    torch.manual_seed(0)
+    block = DiscriminatorBlock(4, 6, preactivation=preactivation, downsample=True).double().eval()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    before = x.clone()
+    h = block.conv2(F.relu(block.conv1(F.relu(x) if preactivation else x)))
+    shortcut = F.avg_pool2d(block.shortcut(x), 2) if preactivation else block.shortcut(F.avg_pool2d(x, 2))
+    torch.testing.assert_close(block(x), F.avg_pool2d(h, 2) + shortcut)
+    assert torch.equal(x, before)
+
+
+def test_discriminator_block_of_equal_shapes_has_no_shortcut_weights():
+    block = DiscriminatorBlock(4, 4, preactivation=True, downsample=False)
+    assert not list(block.shortcut.parameters())
+    assert block(torch.randn(1, 4, 6, 6)).shape == (1, 4, 6, 6)
+
+
+def test_orthogonal_initialisation():
+    layers = nn.Sequential(*random_layers())
+    initialize_orthogonal(layers)
+    for layer in layers:
+        matrix = layer.weight.detach().flatten(1)
+        gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+
+
+class Normalized(nn.Module):
+    """The least thing that has the generator's call and a batch norm that holds a spectrally normalised layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = ConditionalBatchNorm(3, lambda channels: SpectralLinear(2, channels))
+
+    def forward(self, z, y):
+        return self.bn(z, y)
+
+
+def test_standing_statistics_are_the_averages_over_the_batches():
+    torch.manual_seed(0)
+    model = Normalized()
+    model(torch.randn(4, 3, 2, 2), torch.randn(4, 2))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batches = [(torch.randn(4, 3, 2, 2) * scale, torch.randn(4, 2)) for scale in (1, 2, 3)]
+    model.eval()
+    model.bn.gain.train()
+    modes = [module.training for module in model.modules()]
+    standing_statistics(model, batches)
+    assert [module.training for module in model.modules()] == modes
+    assert model.bn.momentum == 0.1
+    means = torch.stack([z.mean((0, 2, 3)) for z, _ in batches])
+    variances = torch.stack([z.var((0, 2, 3)) for z, _ in batches])
+    torch.testing.assert_close(model.bn.stored_mean, means.mean(0))
+    torch.testing.assert_close(model.bn.stored_var, variances.mean(0))
+    for name, buffer in model.named_buffers():
+        if "stored" not in name:
+            assert torch.equal(buffer, before[name]), name
+
+
+def test_standing_statistics_of_nothing_raise():
+    with pytest.raises(ValueError, match="at least one batch"):
+        standing_statistics(Normalized(), [])
