@@ -140,7 +140,7 @@ class Run:
             save = last or tick % log_config.checkpoint_every_ticks == 0
             unread = self._tick_writer(log, progress, tick, sec_per_kimg)
             if measure or draw or save:  # these wait for the device in any case
-                unread = unread(self._metrics() if measure else {})
+                unread = unread(self._metrics if measure else dict)
             if draw:
                 log.image(self.step, "samples", self._draw_samples())
             if save:
@@ -158,17 +158,17 @@ class Run:
         log.close()
 
     def _tick_writer(self, log: RunLog, progress: Progress, tick: int, sec_per_kimg: float) -> Callable[..., None]:
-        """A function that waits for the means of the tick that ends now, and writes them and further values.
+        """A function that waits for the means of the tick that ends now and writes them, and what its argument returns.
 
         Raises:
             RunError: from that function, where a mean is not finite.
         """
         step, read, described = self.step, self.means.take(), self._describe_tick(tick, sec_per_kimg)
 
-        def write(further: dict[str, float] | None = None) -> None:
+        def write(further: Callable[[], dict[str, float]] = dict) -> None:
             means = read()
             self._refuse_non_finite(means, step)
-            values = described | means | (further or {})
+            values = described | means | further()
             log.write(step, values)
             progress.tick(_tick_text(values))
             if self.config.debug.xla_metrics:

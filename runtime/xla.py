@@ -7,6 +7,7 @@ is on each of them. Imported by `open_device` only where it is asked for; nothin
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch_xla
+import torch_xla.backends
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 import torch_xla.debug.profiler as xp
@@ -46,6 +48,9 @@ class XlaDevice(Device):
         if self.num_shards > 1:
             xr.use_spmd()
             self.mesh = xs.Mesh(np.arange(self.num_shards), (self.num_shards,), ("data",))
+        # Without this a TPU rounds the inputs of float32 products to bfloat16: hashes, singular values, features.
+        logging.getLogger("torch_xla.backends").setLevel(logging.ERROR)  # it warns of several calls at the first one
+        torch_xla.backends.set_mat_mul_precision("highest")
         self.torch_device = torch_xla.device()
 
     def describe(self) -> str:
