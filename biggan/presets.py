@@ -25,7 +25,7 @@ def demo() -> TrainConfig:
     return TrainConfig(
         preset="demo",
         data="drawn-faces",
-        total_kimg=40,
+        total_kimg=30,
         global_batch_size=16,
         model=ModelConfig(resolution=32, generator_channels=8, discriminator_channels=8, dim_z=64),
         attention=smyrf(2, 64, 16, (16,), (16,)),
