@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import re
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -182,9 +183,11 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except RuntimeError as error:  # torch's writer wraps a failed write, as of a full disk
+    except RuntimeError as error:  # torch's writer hides why a write failed, most often a full disk
+        full = shutil.disk_usage(path.parent).free < 2**20
         temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        reason = "no space left on the device" if full else str(error).splitlines()[0]
+        raise OSError(f"cannot write {path}: {reason}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

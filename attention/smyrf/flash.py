@@ -20,6 +20,7 @@ from attention.smyrf.clusters import inverse_order
 from attention.tiled import prefers_tiles, tiled_attention_backward
 
 
+@torch.compiler.disable  # the kernels are compiled already; traced piece by piece they ran ten times slower
 def flash_clustered_attention(
     q: Tensor,
     k: Tensor,
