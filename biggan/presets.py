@@ -22,10 +22,17 @@ def smyrf(
 
 
 def demo() -> TrainConfig:
+    """Drawn faces at 32 pixels, SMYRF attention at 16: a whole run in minutes, without a download.
+
+    biggan train --preset demo
+
+    Two cores of an AMD EPYC: five to six minutes of training; a grid in which hair, skin, eyes or glasses, mouths and
+    shirts of 64 different faces can be told apart.
+    """
     return TrainConfig(
         preset="demo",
         data="drawn-faces",
-        total_kimg=30,
+        total_kimg=28,
         global_batch_size=16,
         model=ModelConfig(resolution=32, generator_channels=8, discriminator_channels=8, dim_z=64),
         attention=smyrf(2, 64, 16, (16,), (16,)),
@@ -36,6 +43,14 @@ def demo() -> TrainConfig:
 
 
 def faces64() -> TrainConfig:
+    """Your photographs at 64 pixels, SMYRF attention at 32, small enough for a CPU.
+
+    biggan train --preset faces64 --data faces128.zip
+
+    Two cores of an AMD EPYC, shared with other work: 27,000 images in 31 minutes (70 s a thousand). On 11,276
+    photographs of faces the SWD of 1,000 images fell from 72.3 at 5,000 images to 54.6, 40.5, 38.6 and 37.4 at 25,000;
+    faces with hair, eyes, mouths and varied light, still blurred. The whole 1,000 kimg: not run.
+    """
     return TrainConfig(
         preset="faces64",
         data="",
