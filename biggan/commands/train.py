@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +25,19 @@ def main(argv: Sequence[str]) -> None:
     if dry_run:
         return describe(config)
     run = train(config)
+    program = sys.argv[0] if Path(sys.argv[0]).name == "biggan" else "python -m biggan"
     picture = max((run.folder / "samples").glob("kimg-*.png"), default=None)
     checkpoint = run.checkpoints.paths()[-1]
     if run.step < steps_for(run.config, run.config.total_kimg):
         print(
             f"stopped at {run.step * images_per_step(run.config) / 1000:.1f} kimg and saved {checkpoint}\n"
-            f"to resume: biggan train {' '.join(argv)}"
+            f"to resume: {program} train {shlex.join(argv)}"
         )
         return
     print(
         f"checkpoint: {checkpoint}\nsamples:    {picture}\n"
-        f"next:       biggan sample --checkpoint {run.folder} --out samples.png\n"
-        f"            biggan evaluate --checkpoint {run.folder} --metrics swd --num 2000"
+        f"next:       {program} sample --checkpoint {run.folder} --out samples.png\n"
+        f"            {program} evaluate --checkpoint {run.folder} --metrics swd --num 2000"
     )
 
 
