@@ -23,7 +23,9 @@ class SpectralNorm:
     def init_spectral_norm(self, eps: float) -> None:
         """Registers the buffers. `eps` is the least norm that a vector is divided by."""
         self.spectral_eps = eps
-        self.register_buffer("u0", torch.randn(1, self.weight.shape[0]))
+        # Of unit length from the start: compiled code may read it in the backward pass after the forward has stored u',
+        # which for a matrix of one row is the same vector then.
+        self.register_buffer("u0", F.normalize(torch.randn(1, self.weight.shape[0])))
         self.register_buffer("sv0", torch.ones(1))
 
     def normalized_weight(self) -> Tensor:

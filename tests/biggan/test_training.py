@@ -251,11 +251,13 @@ def test_mechanisms_exchange_without_touching_the_weights(tiny_config):
 @pytest.mark.slow
 def test_compiled_networks_take_the_same_step(tiny_config):
     values = []
+    # Without updates: Adam's first steps turn rounding into whole steps, and the generator's step would see them.
+    still = replace(tiny_config.optimizer, generator_lr=0.0, discriminator_lr=0.0)
     for compiled in (False, True):
         torch.manual_seed(0)
-        gan = Gan(replace(tiny_config, compile=compiled), Device())
-        torch.manual_seed(1)
-        values.append(gan.step(*batch(tiny_config)))
+        gan = Gan(replace(tiny_config, optimizer=still, compile=compiled), Device())
+        projections = gan.draw_projections(torch.Generator().manual_seed(1))  # compiled code has its own generator
+        values.append(gan.step(*batch(tiny_config), *projections))
     assert values[0].keys() == values[1].keys()
     for name, value in values[0].items():
         torch.testing.assert_close(values[1][name], value, rtol=1e-3, atol=1e-3)
