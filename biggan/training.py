@@ -199,12 +199,12 @@ class Run:
                 "Try lower learning rates or another --seed."
             )
 
-    def samples(self, count: int, seed: Any, batch_size: int | None = None):
+    def samples(self, count: int, seed: Any):
         """Batches of uint8 images of the averaged generator."""
         config, generator = self.config, self.gan.ema_generator
         z = sampling.latents(0, count, generator.dim_z, seed)
         y = sampling.class_labels(0, count, config.model.num_classes, seed)
-        batch_size = batch_size or config.global_batch_size // config.accumulation_steps
+        batch_size = config.global_batch_size // config.accumulation_steps
         return sampling.generate(generator, z, y, self.device, seed, batch_size, config.precision)
 
     def _draw_samples(self) -> torch.Tensor:

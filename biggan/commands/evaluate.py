@@ -12,12 +12,12 @@ import torch
 
 from biggan import sampling
 from biggan.checkpoints import load_generator
-from biggan.data import ImageDataset, drawn_faces, open_images
+from biggan.config import ModelConfig, TrainConfig
+from biggan.data import ImageDataset, open_images
 from biggan.data.decode import DamagedImage
 from biggan.data.sources import open_source
 from biggan.metrics.evaluator import evaluate
 from biggan.metrics.resize import RESIZE_RULES
-from biggan.presets import get_preset
 from biggan.run_setup import open_dataset
 from runtime.cli import CommandParser
 from runtime.device import Device, open_device
@@ -95,10 +95,7 @@ def from_samples(arguments: Namespace) -> tuple[Iterator[torch.Tensor], int, Ima
     num = arguments.num or len(samples)
     if num > len(samples):
         raise UserError(f"--num {num}: {arguments.samples} holds {len(samples)} images.")
-    if arguments.data == "drawn-faces":
-        dataset = drawn_faces(resolution, get_preset("demo").drawn_faces)
-    else:
-        dataset = open_images(arguments.data, resolution, labels=False)
+    dataset = open_dataset(TrainConfig(data=arguments.data, model=ModelConfig(resolution=resolution)))
     return samples.images[:num].split(arguments.batch_size), num, dataset
 
 
