@@ -73,7 +73,7 @@ def train(out, preset="demo", device="xla", steps=3, epsilon=1e-2, samples=0, **
         if i == 2:
             state = torch.utils._pytree.tree_map(lambda x: x.cpu(), run.gan.state_dict())
             found = {"state": state, "values": run.means.take()(), "clusters": [order.cpu() for order in clusters]}
-    found["images"] = torch.cat(list(run.samples(samples, 0, 8))) if samples else None
+    found["images"] = torch.cat(list(run.samples(samples, 0))) if samples else None
     counters.append(device.counters())
     torch.save(found | {"counters": counters}, out)
 
