@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attention import SpatialAttention
 from biggan.architectures import BlockSpec
 from biggan.batch_norm import ConditionalBatchNorm
-from biggan.layers import downsample2x, upsample2x
+from biggan.layers import conv_after_upsample, conv_before_downsample, downsample2x, upsample2x
 from biggan.recomputation import Recompute, recomputed
 from biggan.spectral_norm import SpectralConv2d
 
@@ -27,14 +27,14 @@ class GeneratorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, projection: Callable[[int], nn.Module]):
         super().__init__()
         self.bn1 = ConditionalBatchNorm(in_channels, projection)
-        self.conv1 = SpectralConv2d(in_channels, out_channels, 3)
+        self.conv1 = SpectralConv2d(in_channels, out_channels, 3, convolve=conv_after_upsample)
         self.bn2 = ConditionalBatchNorm(out_channels, projection)
         self.conv2 = SpectralConv2d(out_channels, out_channels, 3)
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = F.relu(self.bn1(x, condition), inplace=True)  # (B, C, H, W)
-        h = self.conv1(upsample2x(h))  # (B, C', 2H, 2W)
+        h = self.conv1(h)  # (B, C', 2H, 2W)
         h = F.relu(self.bn2(h, condition), inplace=True)
         h = self.conv2(h)
         # A 1x1 convolution and nearest upsampling commute: in this order it has a quarter of the pixels to do.
@@ -52,17 +52,16 @@ class DiscriminatorBlock(nn.Module):
         self.preactivation = preactivation
         self.downsample = downsample
         self.conv1 = SpectralConv2d(in_channels, out_channels, 3)
-        self.conv2 = SpectralConv2d(out_channels, out_channels, 3)
+        convolve = conv_before_downsample if downsample else None
+        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, convolve=convolve)
         learned_shortcut = downsample or in_channels != out_channels
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1) if learned_shortcut else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(x) if self.preactivation else x  # not in place: the shortcut takes x itself
-        h = self.conv2(F.relu(self.conv1(h), inplace=True))  # (B, C', H, W)
-        if self.downsample:
-            # A 1x1 convolution and the mean of 2x2 squares commute: pooled first, it has a quarter of the pixels to do.
-            h, x = downsample2x(h), downsample2x(x)
-        return h + self.shortcut(x)
+        h = self.conv2(F.relu(self.conv1(h), inplace=True))  # (B, C', H/2, W/2)
+        # A 1x1 convolution and the mean of 2x2 squares commute: pooled first, it has a quarter of the pixels to do.
+        return h + self.shortcut(downsample2x(x) if self.downsample else x)
 
 
 class Stage(nn.Module):

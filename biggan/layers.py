@@ -1,4 +1,4 @@
-"""Small pieces that both networks use: resampling and initialisation."""
+"""Small pieces that both networks use: resampling, convolutions that resample, and initialisation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,57 @@ from torch import Tensor, nn
 
 
 def upsample2x(x: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling: (B, C, H, W) -> (B, C, 2H, 2W), in the memory format of x.
+    """Nearest-neighbour upsampling: (B, C, H, W) -> (B, C, 2H, 2W), in the memory format of x."""
+    return _Upsample2x.apply(x)
 
-    By expand and reshape: the backward of `F.interpolate` falls back to the host on XLA.
-    """
-    batch, channels, height, width = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last):
-        pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(-1, -1, 2, -1, 2, -1)  # (B, H, 2, W, 2, C)
-        return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-    pixels = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)  # (B, C, H, 2, W, 2)
-    return pixels.reshape(batch, channels, 2 * height, 2 * width)
+
+class _Upsample2x(torch.autograd.Function):
+    """By expand and reshape, and pooling backward: `F.interpolate` falls back to the host on XLA, and the sum that
+    autograd makes of an expansion is slow."""
+
+    @staticmethod
+    def forward(ctx, x):
+        batch, channels, height, width = x.shape
+        if x.is_contiguous(memory_format=torch.channels_last):
+            pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(-1, -1, 2, -1, 2, -1)  # (B, H, 2, W, 2, C)
+            return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        pixels = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)  # (B, C, H, 2, W, 2)
+        return pixels.reshape(batch, channels, 2 * height, 2 * width)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 4 * F.avg_pool2d(grad, 2)
 
 
 def downsample2x(x: Tensor) -> Tensor:
     """Means of 2x2 squares: (B, C, H, W) -> (B, C, H/2, W/2)."""
     return F.avg_pool2d(x, 2)
+
+
+def conv_after_upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution of the upsampled x, without upsampling: (B, C, H, W) -> (B, C', 2H, 2W).
+
+    Each output pixel sees only 2x2 different input pixels, so 16 products a pixel of x do what 36 did: a transposed
+    convolution with stride 2, whose 4x4 kernel is the sum of the weight shifted to the four places of a pixel's copies.
+
+    Args:
+        weight: (C', C, 3, 3).  bias: (C',).
+    """
+    kernel = _sum_of_shifts(weight.flip(2, 3)).transpose(0, 1)  # (C, C', 4, 4)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+
+
+def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 2x2 means of a 3x3 convolution, as one convolution with stride 2: (B, C, H, W) -> (B, C', H/2, W/2).
+
+    16 products a pixel of the result instead of 36; arguments as in `conv_after_upsample`.
+    """
+    return F.conv2d(x, _sum_of_shifts(weight) / 4, bias, stride=2, padding=1)
+
+
+def _sum_of_shifts(weight: Tensor) -> Tensor:
+    """(..., 3, 3) -> (..., 4, 4): the weight in the four corners of a 4x4 kernel, added up."""
+    return sum(F.pad(weight, shift) for shift in ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0)))
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial N
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,14 +49,29 @@ class SpectralNorm:
 
 
 class SpectralConv2d(SpectralNorm, nn.Conv2d):
-    """`nn.Conv2d` with spectral normalisation over (out, in * height * width)."""
+    """`nn.Conv2d` with spectral normalisation over (out, in * height * width).
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True, eps: float = 1e-6):
+    Args:
+        convolve: what takes (x, weight, bias) in place of the plain convolution, such as one that resamples too.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        bias: bool = True,
+        eps: float = 1e-6,
+        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.convolve = convolve
         self.init_spectral_norm(eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.normalized_weight(), self.bias)
+        convolve = self.convolve or self._conv_forward
+        return convolve(x, self.normalized_weight(), self.bias)
 
 
 class SpectralLinear(SpectralNorm, nn.Linear):

@@ -9,7 +9,7 @@ from torch import nn
 
 from biggan.batch_norm import BatchNorm, ConditionalBatchNorm
 from biggan.blocks import DiscriminatorBlock, GeneratorBlock
-from biggan.layers import initialize_orthogonal, upsample2x
+from biggan.layers import conv_after_upsample, conv_before_downsample, initialize_orthogonal, upsample2x
 from biggan.spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear
 from biggan.standing_statistics import standing_statistics
 
@@ -104,11 +104,35 @@ def test_conditional_batch_norm_scales_each_sample_by_its_condition():
     torch.testing.assert_close(norm(x, y), expected)
 
 
+def plain_conv(layer, x):
+    return F.conv2d(x, layer.normalized_weight(), layer.bias, padding=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 6)])
+def test_convolutions_that_resample(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    up = conv_after_upsample(x, weight, bias), F.conv2d(upsample2x(x), weight, bias, padding=1)
+    wide = F.pad(x, (0, size[1], 0, size[0]))  # an even size
+    down = conv_before_downsample(wide, weight, bias), F.avg_pool2d(F.conv2d(wide, weight, bias, padding=1), 2)
+    for fast, plain in (up, down):
+        torch.testing.assert_close(fast, plain)
+        grad = torch.randn_like(plain)
+        for ours, expected in zip(
+            torch.autograd.grad(fast, (x, weight, bias), grad),
+            torch.autograd.grad(plain, (x, weight, bias), grad),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, expected)
+
+
 def test_generator_block_is_its_formula():
     torch.manual_seed(0)
     block = GeneratorBlock(4, 6, lambda channels: nn.Embedding(3, channels)).double().eval()
     x, y = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.tensor([0, 2])
-    h = block.conv1(F.interpolate(F.relu(block.bn1(x, y)), scale_factor=2))
+    h = plain_conv(block.conv1, F.interpolate(F.relu(block.bn1(x, y)), scale_factor=2))
     h = block.conv2(F.relu(block.bn2(h, y)))
     torch.testing.assert_close(block(x, y), h + block.shortcut(F.interpolate(x, scale_factor=2)))
 
@@ -119,7 +143,7 @@ def test_discriminator_block_is_its_formula(preactivation):
     block = DiscriminatorBlock(4, 6, preactivation=preactivation, downsample=True).double().eval()
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     before = x.clone()
-    h = block.conv2(F.relu(block.conv1(F.relu(x) if preactivation else x)))
+    h = plain_conv(block.conv2, F.relu(block.conv1(F.relu(x) if preactivation else x)))
     shortcut = F.avg_pool2d(block.shortcut(x), 2) if preactivation else block.shortcut(F.avg_pool2d(x, 2))
     torch.testing.assert_close(block(x), F.avg_pool2d(h, 2) + shortcut)
     assert torch.equal(x, before)
