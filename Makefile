@@ -15,11 +15,14 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/biggan train --preset demo --out runs/demo
 
+# Two processes of one thread each, a file of tests at a time: the files share what is slow to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt ruff

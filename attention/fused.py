@@ -57,15 +57,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, sc
         out (S, M, Dv) and lse (S, M), float32 (float64 for float64 inputs).
         A block whose keys are all masked has out 0 and lse -inf.
     """
-    bias = _mask_to_bias(key_mask, q)
-    heads = [x.unsqueeze(1) for x in (q, k, v)]  # (S, 1, M or N, D or Dv)
-    if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=bias, scale=scale)
-    elif _uses_cuda_flash(q, v, key_mask is not None):
-        out, lse = aten._scaled_dot_product_flash_attention(*heads, scale=scale)[:2]
-    else:
-        out, lse = aten._scaled_dot_product_efficient_attention(*heads, bias, True, scale=scale)[:2]
-    out, lse = out.squeeze(1), lse.squeeze(1)[:, : q.shape[1]]
+    heads = (x.unsqueeze(1) for x in (q, k, v))  # (S, 1, M or N, D or Dv)
+    out, lse = (x.squeeze(1) for x in fused_heads(*heads, _mask_to_bias(key_mask, q), scale))
     if key_mask is not None:
         # What the kernels report for a softmax over nothing differs (the CPU's says lse = 0).
         empty = key_mask.all(dim=-1)[:, None]  # (S, 1)
@@ -91,25 +84,48 @@ def fused_attention_backward(
     """
     bias = _mask_to_bias(key_mask, q)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # exp(s - inf) = 0, where exp(s + inf) would be no number
-    grad_out, q, k, v, out, lse = (x.unsqueeze(1) for x in (grad_out, q, k, v, out, lse))
+    heads = (x.unsqueeze(1) for x in (grad_out, q, k, v, out, lse))
+    return tuple(grad.squeeze(1) for grad in fused_heads_backward(*heads, bias, scale))
+
+
+def fused_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale * q kᵀ + bias) v by the kernel for these tensors, with the log-sum-exp of its scores.
+
+    Args:
+        q: (S, H, M, D).  k: (S, H, N, D).  v: (S, H, N, Dv).
+        bias: broadcast to (S, H, M, N), finite, in q's dtype.
+
+    Returns:
+        out (S, H, M, Dv) and lse (S, H, M), float32 (float64 for float64 inputs).
+    """
     if q.device.type == "cpu":
-        grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    if _uses_cuda_flash(q, v, bias is not None):
+        return aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
+    out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, _fit_bias(bias, q, k), True, scale=scale)[:2]
+    return out, lse[..., : q.shape[2]]
+
+
+def fused_heads_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v for the weights P = exp(scale * q kᵀ + bias - lse); shapes as in `fused_heads`."""
+    if q.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale
         )
-    elif _uses_cuda_flash(q, v, key_mask is not None):
+    if _uses_cuda_flash(q, v, bias is not None):
         no_rng = torch.zeros(2, dtype=torch.uint64, device=q.device)  # read only with dropout
-        grads = aten._scaled_dot_product_flash_attention_backward(
+        return aten._scaled_dot_product_flash_attention_backward(
             grad_out, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, False, no_rng, no_rng, scale=scale
         )
-    else:
-        # The kernel reads log-sum-exps in aligned runs of 32; +inf makes the surplus rows weigh nothing.
-        lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
-        no_rng = torch.zeros((), dtype=torch.int64, device=q.device)
-        wanted = [True, True, True, False]
-        grads = aten._scaled_dot_product_efficient_attention_backward(
-            grad_out, q, k, v, bias, out, lse, no_rng, no_rng, 0.0, wanted, scale=scale
-        )[:3]
-    return tuple(grad.squeeze(1) for grad in grads)
+    # The kernel reads log-sum-exps in aligned runs of 32; +inf makes the surplus rows weigh nothing.
+    lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=torch.inf)
+    no_rng = torch.zeros((), dtype=torch.int64, device=q.device)
+    wanted = [True, True, True, False]
+    return aten._scaled_dot_product_efficient_attention_backward(
+        grad_out, q, k, v, _fit_bias(bias, q, k), out, lse, no_rng, no_rng, 0.0, wanted, scale=scale
+    )[:3]
 
 
 def _uses_cuda_flash(q: Tensor, v: Tensor, masked: bool) -> bool:
@@ -120,14 +136,19 @@ def _uses_cuda_flash(q: Tensor, v: Tensor, masked: bool) -> bool:
 
 
 def _mask_to_bias(key_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Additive bias (S, 1, M, N) in q's dtype, one row expanded over the queries.
+    """Additive bias (S, 1, 1, N) in q's dtype.
 
     Finite, so that no kernel computes inf - inf; half the lowest number, so that adding a score cannot overflow.
     """
     if key_mask is None:
         return None
-    num_keys = key_mask.shape[-1]
-    aligned = F.pad(key_mask, (0, -num_keys % 16))  # CUDA's kernel reads rows of bias in aligned runs
-    bias = torch.zeros(aligned.shape, dtype=q.dtype, device=q.device)
-    bias = bias.masked_fill_(aligned, torch.finfo(q.dtype).min / 2)[:, None, None, :num_keys]
-    return bias.expand(-1, -1, q.shape[1], -1)
+    bias = torch.zeros(key_mask.shape, dtype=q.dtype, device=q.device)
+    return bias.masked_fill_(key_mask, torch.finfo(q.dtype).min / 2)[:, None, None]
+
+
+def _fit_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The bias in all its (S, H, M, N), expanded; CUDA's kernel reads its rows in aligned runs."""
+    if bias is None:
+        return None
+    num_keys = k.shape[2]
+    return F.pad(bias, (0, -num_keys % 16))[..., :num_keys].expand(*q.shape[:3], -1)

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.registry import build_attention, get_mechanism
+from attention.registry import Mechanism, available_attention, build_attention, get_mechanism
+
+
+def can_stand(mechanism: Mechanism) -> bool:
+    """Whether a mechanism can stand in `SpatialAttention`."""
+    return mechanism.unequal_lengths is True and mechanism.value_dim is True
 
 
 class SpatialAttention(nn.Module):
@@ -22,7 +27,7 @@ class SpatialAttention(nn.Module):
         channels: a multiple of 8.
         attention: a registered mechanism that takes unequal lengths and a value size of its own.
         conv: `(in_channels, out_channels) -> module`, a 1x1 convolution without bias; None means a plain nn.Conv2d.
-        options: of the mechanism; `scale` defaults to 1.0 here.
+        options: of the mechanism; `scale`, where it has one, defaults to 1.0 here, and `head_dim` to channels / 8.
 
     Raises:
         ValueError: channels that 8 does not divide, or a mechanism that cannot stand here.
@@ -39,10 +44,11 @@ class SpatialAttention(nn.Module):
         if channels < 8 or channels % 8:
             raise ValueError(f"SpatialAttention needs channels that are a multiple of 8, not {channels}")
         mechanism = get_mechanism(attention)
-        if not (mechanism.unequal_lengths and mechanism.value_dim):
+        if not can_stand(mechanism):
+            names = ", ".join(name for name in available_attention() if can_stand(get_mechanism(name)))
             raise ValueError(
                 f"attention {attention!r} cannot stand in SpatialAttention, which has fewer keys than queries and "
-                "values of another size; 'dense' and 'smyrf' can"
+                f"values of another size; these can: {names}"
             )
         conv = conv or partial(nn.Conv2d, kernel_size=1, bias=False)
         self.theta = conv(channels, channels // 8)
@@ -50,7 +56,9 @@ class SpatialAttention(nn.Module):
         self.g = conv(channels, channels // 2)
         self.o = conv(channels // 2, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
-        self.attention = build_attention(attention, **{"scale": 1.0} | options)
+        known = {"scale": 1.0, "num_heads": 1, "head_dim": channels // 8}
+        filled = {option: value for option, value in known.items() if option in mechanism.options}
+        self.attention = build_attention(attention, **filled | options)
 
     def check_resolution(self, resolution: int) -> None:
         """ValueError where the mechanism cannot take square feature maps of this size."""

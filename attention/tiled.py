@@ -1,50 +1,148 @@
-"""The backward pass of block attention in tiles of matrix products, each head at its own size.
+"""Softmax attention in tiles of scores that stay near the core, every head at its own size.
 
-The CPU's fused backward wants one head size: where queries and keys are much shorter than values, as in image models,
-three of its five products run on padding. Tiles that stay in cache need no padding and beat it.
+The CPU's fused kernel wants q, k and v of one head size: where queries and keys are much shorter than values, as in
+image models, it computes with padding. Batched matrix products need none; with tiles that fit a core's cache, their
+scores never travel to memory. Elsewhere tiles bound the memory that scores take.
 
-Legend: S blocks, each an independent attention of M queries to N keys.
+Exponentials and logarithms are to base 2: exp2 costs half of exp on a CPU. Who calls multiplies the queries by log2(e).
+
+Legend: S blocks, each an independent attention of M queries to N keys. A tile: some queries of some blocks, all keys.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
-TILE_SCORES = 1 << 19  # scores alive at a time in each thread: 2 MB in float32, near enough to the core
+LOG2_E = math.log2(math.e)
+LN_2 = math.log(2.0)
+HIDDEN = -1e30  # added to the score of a pair that is not visible; finite, so that differences are numbers
+CPU_TILE_SCORES = 1 << 19  # a thread: 2 MB in float32, near enough to the core
+DEVICE_TILE_SCORES = 1 << 26
+
+Hide = Callable[[Tensor], Tensor]  # adds HIDDEN in place to the scores (S, M, N) of pairs that are not visible
 
 
-def prefers_tiles(q: Tensor, v: Tensor) -> bool:
-    """Whether tiles beat the fused backward here: a CPU, full precision, and padding that doubles a head size."""
-    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and 2 * q.shape[-1] <= v.shape[-1]
+class Scratch:
+    """Buffers that all tiles share: fresh memory costs more than filling it."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape, valid until the next call with this name."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return self.buffers[name][:size].view(shape)
+
+    def gather(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
+        """x[rows] for x (n, ...) and rows (S, M): (S, M, ...)."""
+        out = self(name, rows.numel(), *x.shape[1:], dtype=x.dtype)
+        return torch.index_select(x, 0, rows.flatten(), out=out).view(*rows.shape, *x.shape[1:])
 
 
-def tiled_attention_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, delta: Tensor, lse: Tensor, key_mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `fused_attention_backward` computes, given delta = rowsum(grad_out * out) in the place of out.
+def tile_shape(num_queries: int, num_keys: int, scratch: Scratch, max_score_bytes: int | None) -> tuple[int, int]:
+    """Blocks and queries of a tile of at most `max_score_bytes`, but one query of one block at least."""
+    threads = torch.get_num_threads() if scratch.device.type == "cpu" else 1
+    scores = CPU_TILE_SCORES if scratch.device.type == "cpu" else DEVICE_TILE_SCORES  # a thread
+    if max_score_bytes is not None:
+        scores = min(scores, max_score_bytes // (scratch.dtype.itemsize * threads))
+    tile_queries = min(num_queries, max(scores // num_keys, 1))
+    return max(scores // (num_keys * tile_queries), 1) * threads, tile_queries
+
+
+def slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Consecutive runs of `step`, the last one possibly shorter."""
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+def tile_forward_(
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hide_: Hide | None,
+    keep: Tensor | None,
+    scratch: Scratch,
+) -> None:
+    """Writes the attention of one tile to the pairs that are visible and kept.
 
     Args:
-        q: (S, M, D).  k: (S, N, D).  v: (S, N, Dv).  grad_out: (S, M, Dv).  delta, lse: (S, M).
-        key_mask: bool (S, N), True = ignored.
+        out: (S, M, Dv), for the output.
+        lse: (S, M, 1), for the log2 of the sum of exp2; below HIDDEN / 2 where nothing is visible, and the output then
+            means nothing.
+        q: (S, M, D), times scale and log2(e).  k: (S, N, D).  v: (S, N, Dv).
+        hide_: for pairs that are not visible.
+        keep: (S, M, N), 1, or 0 for a pair that is visible but left out. Where no pair is kept, lse is only bounded:
+            by the largest score less 126.
     """
-    num_blocks, num_queries = q.shape[:2]
-    num_keys = k.shape[1]
-    tile_queries = min(num_queries, max(TILE_SCORES // num_keys, 1))
-    tile_blocks = max(TILE_SCORES // (num_keys * tile_queries), 1) * torch.get_num_threads()  # one share each
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # exp(s - inf) = 0: these queries saw no key
-    grad_q = torch.empty_like(q)
-    grad_k, grad_v = (x.new_zeros(num_blocks, x.shape[2], num_keys) for x in (k, v))  # transposed: faster products
-    for first in range(0, num_blocks, tile_blocks):
-        s = slice(first, first + tile_blocks)
-        k_transposed, v_transposed = k[s].transpose(1, 2), v[s].transpose(1, 2)
-        for m in (slice(start, start + tile_queries) for start in range(0, num_queries, tile_queries)):
-            q_tile, grad_tile = q[s, m] * scale, grad_out[s, m]
-            weights = torch.bmm(q_tile, k_transposed).sub_(lse[s, m, None]).exp_()
-            if key_mask is not None:
-                weights.masked_fill_(key_mask[s, None], 0.0)
-            grad_scores = torch.bmm(grad_tile, v_transposed).sub_(delta[s, m, None]).mul_(weights)
-            grad_v[s].baddbmm_(grad_tile.transpose(1, 2), weights)
-            grad_k[s].baddbmm_(q_tile.transpose(1, 2), grad_scores)
-            grad_q[s, m] = torch.bmm(grad_scores, k[s]).mul_(scale)
-    return grad_q, grad_k.transpose(1, 2), grad_v.transpose(1, 2)
+    scores = _products(q, k, "scores", scratch)
+    if hide_ is not None:
+        hide_(scores)
+    top = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(top).exp2_()
+    if keep is not None:
+        weights.mul_(keep)
+    mass = weights.sum(dim=-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
+    torch.add(top, mass.log2(), out=lse)
+    torch.bmm(weights, v, out=out).div_(mass)
+
+
+def tile_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    lse: Tensor,
+    hide_: Hide | None,
+    keep: Tensor | None,
+    grad_k: Tensor | None,
+    grad_v: Tensor | None,
+    scratch: Scratch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one tile for the weights P = exp2(q kᵀ - lse) of visible, kept pairs.
+
+    `lse` may belong to a softmax over more keys than the block's own: then the result is the block's share of the
+    gradient of that softmax. With delta = rowsum(grad_out * out) - grad_lse, where grad_lse is the gradient of the
+    natural log-sum-exp: dV = Pᵀ grad_out,  dS = P * (grad_out vᵀ - delta),  dQ = dS k,  dK = dSᵀ q
+    (Dao et al. 2022, arXiv:2205.14135, appendix B).
+
+    Args:
+        grad_out: (S, M, Dv).  delta, lse: (S, M, 1).  q, k, v, hide_ and keep as in `tile_forward`.
+        grad_k, grad_v: what other queries of these blocks gave, to be added to in place; None for the first.
+
+    Returns:
+        dQ (S, M, D), dK (S, D, N) and dV (S, Dv, N), valid until the next call. dK and dV are transposed, which makes
+        faster products. Scales are the caller's: dQ lacks the factor `scale`, and dK has log2(e) too much.
+    """
+    weights = _products(q, k, "scores", scratch)
+    if hide_ is not None:
+        hide_(weights)
+    weights = weights.sub_(lse).exp2_()
+    if keep is not None:
+        weights.mul_(keep)
+    grad_scores = _products(grad_out, v, "grad_scores", scratch).sub_(delta).mul_(weights)
+    grad_v = _add_products_(grad_v, grad_out.transpose(1, 2), weights, "grad_v", scratch)
+    grad_k = _add_products_(grad_k, q.transpose(1, 2), grad_scores, "grad_k", scratch)
+    grad_q = torch.bmm(grad_scores, k, out=scratch("grad_q", *q.shape))
+    return grad_q, grad_k, grad_v
+
+
+def _products(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """a bᵀ: (S, M, D) and (S, N, D) -> (S, M, N)."""
+    return torch.bmm(a, b.transpose(1, 2), out=scratch(name, *a.shape[:2], b.shape[1]))
+
+
+def _add_products_(total: Tensor | None, a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """total + a b, in place; a b where there is no total yet."""
+    if total is None:
+        return torch.bmm(a, b, out=scratch(name, *a.shape[:2], b.shape[2]))
+    return total.baddbmm_(a, b)

@@ -1,7 +1,7 @@
 """Batch normalisation with a gain and a bias that are either learned or computed from the class.
 
-Every batch norm of the generator goes through the function `batch_norm`, so that another form of it (statistics over
-several devices) has one place to go.
+Every batch norm of the generator goes through the function `batch_norm`. Its statistics are those of the whole batch,
+however many devices or processes hold a part of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from runtime.distributed import mean_over_parts, parts_of_batch
 
 FUSED_DEVICES = ("cpu", "cuda")  # where torch's own operation is the better one
 
@@ -40,7 +42,8 @@ def batch_norm(
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1.
     """
-    normalize = F.batch_norm if x.device.type in FUSED_DEVICES else primitive_batch_norm
+    fused = x.device.type in FUSED_DEVICES and not (training and parts_of_batch() > 1)
+    normalize = F.batch_norm if fused else primitive_batch_norm
     x = normalize(x, stored_mean, stored_var, training=training, momentum=momentum, eps=eps)
     gain, bias = gain[..., None, None].to(x.dtype), bias[..., None, None].to(x.dtype)
     return torch.addcmul(bias, x, gain)  # one pass over x
@@ -52,16 +55,17 @@ def primitive_batch_norm(
     """`F.batch_norm` from sums and products: (x - mean) / sqrt(var + eps).
 
     A compiler that partitions a program over devices turns the means into means over all of them. Around the fused
-    operation, torch-xla gathers the whole batch on every device, and it stores the biased variance.
+    operation, torch-xla gathers the whole batch on every device, and it stores the biased variance. Processes that hold
+    parts of a batch, all of one size, average their means.
     """
     if not training:
         scale = (stored_var + eps).rsqrt()
         return x * scale[:, None, None].to(x.dtype) - (stored_mean * scale)[:, None, None].to(x.dtype)
-    mean = x.mean((0, 2, 3), dtype=stored_mean.dtype)
+    mean = mean_over_parts(x.mean((0, 2, 3), dtype=stored_mean.dtype))
     centered = x - mean[:, None, None]  # in float32 where x is bfloat16
-    var = centered.square().mean((0, 2, 3))
+    var = mean_over_parts(centered.square().mean((0, 2, 3)))
     with torch.no_grad():
-        count = x.numel() // x.shape[1]
+        count = parts_of_batch() * x.numel() // x.shape[1]
         stored_mean.lerp_(mean, momentum)
         stored_var.lerp_(var * (count / (count - 1)), momentum)
     return (centered * (var + eps).rsqrt()[:, None, None]).to(x.dtype)

@@ -16,11 +16,13 @@ import safetensors
 from safetensors.torch import save as serialize_safetensors
 
 from biggan.config import AttentionConfig, ModelConfig, OptimizerConfig, TrainConfig
-from biggan.gan import build_generator, load_weights
+from biggan.gan import build_generator
 from biggan.generator import Generator
 from runtime import checkpoint
 from runtime.config import from_dict, to_dict
 from runtime.errors import UserError
+from runtime.run_folder import read_checkpoint
+from runtime.state import load_weights
 
 KIND = "biggan"
 STATE_KEYS = ("generator", "ema_generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
@@ -33,16 +35,10 @@ def read(path: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
         UserError: there is none, or it is damaged, holds code, or is another program's.
     """
     path = Path(path)
-    if path.is_dir():
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        newest = checkpoint.CheckpointFolder(folder, KIND).load_newest()
-        if newest is None:
-            raise UserError(f"no checkpoint in {folder} (files named step-*.pt were looked for).")
-        path, tree = newest
-    elif path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         tree = _read_export(path)
     else:
-        tree = checkpoint.load(path, KIND)
+        path, tree = read_checkpoint(path, KIND)
     return from_dict(TrainConfig, tree["config"], f"configuration in {path}"), tree
 
 

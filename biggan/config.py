@@ -92,6 +92,9 @@ class TrainConfig:
         "what is computed again in the backward pass instead of kept: none, attention, or blocks (attention included)",
         choices=("none", "attention", "blocks"),
     )
+    shard_parameters: bool = option(
+        False, "on xla, keep on each device only a part of every matrix and of its optimizer state"
+    )
     drawn_faces: int = option(10000, "how many faces 'drawn-faces' has")
     model: ModelConfig = field(default_factory=ModelConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)

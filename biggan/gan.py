@@ -23,6 +23,7 @@ from biggan.hash_projections import draw_projections, use_projections
 from biggan.losses import add_orthogonal_gradient, hinge_discriminator_loss, hinge_generator_loss
 from runtime.device import Device
 from runtime.errors import UserError
+from runtime.state import load_optimizer_by_name, load_weights, optimizer_state_by_name
 
 
 def build_generator(config: TrainConfig) -> Generator:
@@ -77,7 +78,7 @@ class Gan:
         self.generator, self.discriminator = build_generator(config), build_discriminator(config)
         self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         for network in (self.generator, self.discriminator, self.ema_generator):
-            device.put_network(network, self.memory_format)
+            device.put_network(network, self.memory_format, config.shard_parameters)
         self._networks = nn.ModuleList([self.generator, self.discriminator])  # in the order of a step's projections
         self.generator_optimizer = self._adam(self.generator, config.optimizer.generator_lr)
         self.discriminator_optimizer = self._adam(self.discriminator, config.optimizer.discriminator_lr)
@@ -116,16 +117,19 @@ class Gan:
             projections: (S + 1, A, ...) for each SMYRF attention, the generator's first, as `draw_projections` makes;
                 without them each draws its own.
 
+        Where processes share a batch, B are the rows of this one.
+
         Returns:
             Detached scalars by the names in STEP_VALUES: losses, mean logits and gradient norms of the generator's and
-            the last discriminator step.
+            the last discriminator step, over the whole batch.
         """
         values = {}
         for i in range(self.config.d_steps_per_g_step):
             values = self.discriminator_step(images[i], labels[i], z[i], y[i], [p[i] for p in projections])
         values |= self.generator_step(z[-1], y[-1], [p[-1] for p in projections])
         update_ema(self.ema_generator, self.generator, ema_rate.squeeze())
-        return values
+        means = self.device.mean(torch.stack([values[name] for name in self.STEP_VALUES]))
+        return dict(zip(self.STEP_VALUES, means.unbind(), strict=True))
 
     def discriminator_step(
         self,
@@ -155,6 +159,7 @@ class Gan:
             ((loss_real + loss_fake) / parts).backward()
             sums.append(torch.stack([loss_real, loss_fake, logits_real.mean(), logits_fake.mean()]).detach())
         self._use_projections([])
+        self.device.average_gradients(self.discriminator.parameters())
         norm = _gradient_norm(self.discriminator)
         self.discriminator_optimizer.step()
         loss_real, loss_fake, logits_real, logits_fake = torch.stack(sums).mean(0).unbind()
@@ -181,6 +186,7 @@ class Gan:
             (loss / parts).backward()
             losses.append(loss.detach())
         self._use_projections([])
+        self.device.average_gradients(self.generator.parameters())
         if self.config.optimizer.orthogonal_penalty:
             add_orthogonal_gradient(self.generator, self.config.optimizer.orthogonal_penalty)
         norm = _gradient_norm(self.generator)
@@ -216,36 +222,6 @@ class Gan:
         for name in ("generator", "discriminator"):
             optimizer = getattr(self, f"{name}_optimizer")
             load_optimizer_by_name(getattr(self, name), optimizer, state.get(f"{name}_optimizer", {}))
-
-
-def load_weights(network: nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
-    """A strict load whose error is one line."""
-    own = network.state_dict()
-    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
-    different = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if missing or unexpected or different:
-        example = sorted(missing or unexpected or different)[0]
-        raise UserError(
-            f"the {name}'s weights are of another architecture: {len(missing)} tensors missing, "
-            f"{len(unexpected)} unknown, {len(different)} of another shape (first: {example})."
-        )
-    network.load_state_dict(state)
-
-
-def optimizer_state_by_name(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """{parameter name: {exp_avg, exp_avg_sq, step}}; empty before the first step."""
-    return {name: dict(optimizer.state[p]) for name, p in network.named_parameters() if p in optimizer.state}
-
-
-def load_optimizer_by_name(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict]) -> None:
-    names = [name for name, _ in network.named_parameters()]
-    if state.keys() - set(names):
-        raise UserError(
-            f"the optimizer's state knows a parameter that the network lacks: {min(state.keys() - set(names))}."
-        )
-    whole = optimizer.state_dict()
-    whole["state"] = {i: state[name] for i, name in enumerate(names) if name in state}
-    optimizer.load_state_dict(whole)
 
 
 def _gradient_norm(network: nn.Module) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from biggan.config import TrainConfig
 from biggan.data import ImageDataset, drawn_faces, open_images
+from runtime import run_folder
 from runtime.errors import UserError
 
 # What may differ between a run and its continuation: no weight depends on these.
@@ -59,16 +59,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, num_shards: int = 1)
 
 def make_folders(folder: Path) -> None:
     """Raises UserError where the run directory cannot be written."""
-    try:
-        for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        probe = folder / "checkpoints" / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the run directory {folder}: {error.strerror}. Choose another with --out."
-        ) from None
+    run_folder.make_folders(folder, FOLDERS)
 
 
 def refuse_other_run(before: dict[str, Any], data: dict[str, Any], now: dict[str, Any], dataset: ImageDataset) -> None:
@@ -77,21 +68,5 @@ def refuse_other_run(before: dict[str, Any], data: dict[str, Any], now: dict[str
     Raises:
         UserError: continuing would not be the same run.
     """
-    changed = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
-    advice = "Use another --out, or the same values to resume it."
-    if changed:
-        differences = "; ".join(_difference(key, before.get(key), now[key]) for key in changed)
-        raise UserError(f"the run directory holds a run with another configuration: {differences}. {advice}")
-    if len(dataset) != data["count"]:
-        raise UserError(
-            f"the run directory holds a run on {data['count']:,} images, not these {len(dataset):,}. {advice}"
-        )
-    if dataset.fingerprint != data["fingerprint"]:  # also after a copy, whose files have new times: no reason to refuse
-        warnings.warn("the images, or their files' dates, changed since this run's last checkpoint.", stacklevel=2)
-
-
-def _difference(key: str, before: Any, now: Any) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        changed = [k for k in now | before if before.get(k) != now.get(k)]
-        return ", ".join(_difference(f"{key}.{k}", before.get(k), now.get(k)) for k in changed)
-    return f"{key} was {before}, now {now}"
+    data_now = {"count": len(dataset), "fingerprint": dataset.fingerprint}
+    run_folder.refuse_other_run(before, now, data, data_now, MAY_CHANGE, "images")

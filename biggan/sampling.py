@@ -53,14 +53,15 @@ def generate(
     """Batches of uint8 images (B, 3, R, R) on the host, for z (N, dim_z) and y (N,), or y (N, shared_dim) as embedded.
 
     Every batch is computed at one size, the last one padded, and with the same hash directions,
-    so that an image does not depend on what else is drawn beside it.
+    so that an image does not depend on what else is drawn beside it. Devices and processes share a batch; all processes
+    get the whole, and must take all batches.
     """
     batch_size += -batch_size % device.num_shards
 
     def render(part_z: torch.Tensor, part_y: torch.Tensor) -> torch.Tensor:
         with device.autocast(precision):
             condition = part_y if part_y.is_floating_point() else generator.embed(part_y)
-            return to_uint8(generator.synthesize(part_z, condition))
+            return device.all_rows(to_uint8(generator.synthesize(part_z, condition)))
 
     render = device.compile_step(render)
     projections = draw_projections(generator, (), host_generator("attention", seed))

@@ -2,7 +2,8 @@
 
 A run directory holds `config.json`, `stats.jsonl`, `samples/`, `checkpoints/` and `tensorboard/`. All randomness of
 step n comes from (seed, n), and the data order is a function of the number of images seen, so a resumed run is the
-uninterrupted one.
+uninterrupted one, and several processes, each of which takes its rows of every batch, are one. The first of them writes
+the run directory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from biggan.run_setup import fit_to_data, make_folders, open_dataset, refuse_oth
 from runtime.checkpoint import BackgroundSaver, CheckpointFolder, write_atomically
 from runtime.config import to_dict
 from runtime.device import Device, open_device
-from runtime.errors import RunError
+from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
 from runtime.randomness import derive_seed, host_generator
 from runtime.run_log import Progress, RunLog, RunningMeans
@@ -45,7 +46,8 @@ class Run:
         self.gan = Gan(config, device)
         self.step = 0
         self.elapsed_sec = 0.0
-        self.saver = BackgroundSaver(self.checkpoints)
+        self.processes = device.processes
+        self.saver = BackgroundSaver(self.checkpoints, self.processes.is_main, device.to_host)
         self.means = RunningMeans(Gan.STEP_VALUES, device.put)
 
     def resume(self) -> Path | None:
@@ -54,7 +56,7 @@ class Run:
         Raises:
             UserError: the folder belongs to a run with another configuration or other data.
         """
-        newest = self.checkpoints.load_newest()
+        newest = self.processes.from_main(self.checkpoints.load_newest)  # the others may not see its disk
         if newest is None:
             return None
         path, tree = newest
@@ -84,20 +86,26 @@ class Run:
         )
 
     def batch(self, step: int) -> list[torch.Tensor]:
-        """The arguments of `train_step`, on the device: a function of (seed, step)."""
+        """The arguments of `train_step`, on the device: a function of (seed, step).
+
+        Every process draws the noise of the whole batch, which is little, and keeps and reads only its own rows.
+        """
         config = self.config
         s, a = config.d_steps_per_g_step, config.accumulation_steps
         b = config.global_batch_size // a
-        images, labels = self.dataset.batch(step * s * a * b, s * a * b, config.seed, config.horizontal_flip)
+        rows = self.device.local_rows(b)
+        parts = torch.arange(step * s * a, (step + 1) * s * a)
+        positions = (parts[:, None] * b + rows).flatten().numpy()  # (S * A * rows,)
+        images, labels = self.dataset.samples(positions, config.seed, config.horizontal_flip)
         if config.model.num_classes == 1:
             labels = torch.zeros_like(labels)
         generator = host_generator("noise", config.seed, step)
         z = torch.randn((s + 1) * a, b, self.gan.generator.dim_z, generator=generator)
         y = torch.randint(config.model.num_classes, ((s + 1) * a, b), generator=generator)
-        rate = torch.tensor([1 - ema_decay(config.ema, step + 1)])  # not (): XLA compiles scalars 0 and 1 in
-        dealt = [images.unflatten(0, (-1, b)), labels.unflatten(0, (-1, b)), z, y]
+        rate = torch.tensor([1 - ema_decay(config.ema, step + 1)])
+        dealt = [images.unflatten(0, (s * a, -1)), labels.unflatten(0, (s * a, -1)), z[:, rows], y[:, rows]]
         whole = [rate, *self.gan.draw_projections(generator)]
-        return [self.device.put(x, batch_dim=1) for x in dealt] + [self.device.put(x) for x in whole]
+        return [self.device.put(x, batch_dim=1, local=True) for x in dealt] + [self.device.put(x) for x in whole]
 
     def train_step(self, images: torch.Tensor, labels: torch.Tensor, z: torch.Tensor, y: torch.Tensor, *rest) -> None:
         """One `Gan.step`, whose values go to `means`.
@@ -108,17 +116,18 @@ class Run:
         self.means.add(self.gan.step(*dealt, *rest))
 
     def train(self, stop: StopRequest) -> None:
-        """Trains to `total_kimg` or until asked to stop; a checkpoint is there in both cases."""
+        """Trains to `total_kimg` or until a process is asked to stop; a checkpoint is there in both cases."""
         config, log_config = self.config, self.config.log
         total_steps, steps_per_tick = steps_for(config, config.total_kimg), steps_for(config, log_config.kimg_per_tick)
         kimg_per_step = images_per_step(config) / 1000
-        log = RunLog(self.folder, self.step)
-        progress = Progress(total_steps * kimg_per_step, self.step * kimg_per_step, "kimg")
+        is_main = self.processes.is_main
+        log = RunLog(self.folder, self.step, writes=is_main)
+        progress = Progress(total_steps * kimg_per_step, self.step * kimg_per_step, "kimg", shows=is_main)
         step_function = self.device.compile_step(self.train_step)
         tick_start, tick_step, saved_step = time.monotonic(), self.step, None
         unread = None  # writes the tick whose means the device is still computing
         first_step, profile = self.step, contextlib.ExitStack()
-        while self.step < total_steps and not stop:
+        while self.step < total_steps and not self.processes.any(stop.requested):
             if config.debug.profile and self.step == first_step + PROFILED_STEPS.start:
                 profile.enter_context(self.device.profile(self.folder / "tensorboard"))
             self.device.seed(derive_seed("step", config.seed, self.step))
@@ -150,10 +159,10 @@ class Run:
         profile.close()
         if unread:
             unread()
-        if saved_step != self.step and stop:
+        if saved_step != self.step < total_steps:
             self.elapsed_sec += time.monotonic() - tick_start
             self.save()
-        self.saver.wait()
+        self.processes.from_main(self.saver.wait)
         progress.close()
         log.close()
 
@@ -210,7 +219,8 @@ class Run:
     def _draw_samples(self) -> torch.Tensor:
         columns, kimg = self.config.log.grid, self.step * images_per_step(self.config) / 1000
         picture = pictures.grid(torch.cat(list(self.samples(columns**2, self.config.seed))), columns)
-        pictures.save_png(picture, self.folder / "samples" / f"kimg-{kimg:09.3f}.png")
+        if self.processes.is_main:
+            pictures.save_png(picture, self.folder / "samples" / f"kimg-{kimg:09.3f}.png")
         return picture
 
     def _metrics(self) -> dict[str, float]:
@@ -220,7 +230,7 @@ class Run:
             count,
             self.dataset,
             self.config.log.metrics,
-            device=self.device.torch_device,
+            device=self.device,
             cache_dir=self.folder,
             progress=False,
         )
@@ -230,19 +240,24 @@ def train(config: TrainConfig) -> Run:
     """Runs or resumes a configuration in its directory and returns the run as it stands then."""
     folder = Path(config.out or f"runs/{config.preset}")
     device = open_device(config.device)
-    make_folders(folder)
+    processes = device.processes
+    processes.from_main(lambda: make_folders(folder))
     if config.compilation_cache != "none":
         device.use_cache(config.compilation_cache or folder / "compiled")
-    dataset = open_dataset(config, folder)
+    dataset = processes.first_on_each_machine(lambda: open_dataset(config, folder))
+    count = processes.from_main(lambda: len(dataset))
+    if len(dataset) != count:
+        raise UserError(f"process {processes.index} has {len(dataset):,} images, the first one {count:,}.")
     config = fit_to_data(config, dataset, device.num_shards)
     run = Run(config, dataset, device, folder)
     with StopRequest() as stop:
         resumed = run.resume()
         if not resumed and config.initial_weights:
-            run.gan.load_state_dict(checkpoints.read(config.initial_weights)[1])
-        write_atomically(
-            folder / "config.json", lambda file: file.write(json.dumps(to_dict(config), indent=2).encode())
-        )
+            run.gan.load_state_dict(processes.from_main(lambda: checkpoints.read(config.initial_weights)[1]))
+        if processes.is_main:
+            write_atomically(
+                folder / "config.json", lambda file: file.write(json.dumps(to_dict(config), indent=2).encode())
+            )
         print(f"{len(dataset):,} images from {dataset.source}; {device.describe()}; run directory {folder}")
         if resumed:
             print(f"resuming from {resumed} at {run.step * images_per_step(config) / 1000:.1f} kimg")

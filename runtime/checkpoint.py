@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from runtime.errors import UserError
 
@@ -35,7 +35,7 @@ def save(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
         OSError: the disk is full or not writable; the temporary file is removed.
     """
     path = Path(path)
-    tree = tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf, tree)
+    tree = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), tree)
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     tree = {**tree, "format": kind, "versions": versions}
     tree["checksum"] = checksum(tree)
@@ -87,14 +87,18 @@ class CheckpointFolder:
 
     def save(self, step: int, tree: dict[str, Any]) -> Path:
         """Writes the checkpoint of `step`, then removes those beyond the newest `keep`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*.writing"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
-        save(path, tree, self.kind)
+        path = self.save_as(f"step-{step:08d}.pt", tree)
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
+
+    def save_as(self, name: str, tree: dict[str, Any]) -> Path:
+        """Writes a checkpoint that stays until another is written under its name, such as `best.pt`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.writing"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        save(self.folder / name, tree, self.kind)
+        return self.folder / name
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are reported and passed over. None where there is none.
@@ -120,19 +124,27 @@ class BackgroundSaver:
     """Saves to a folder while the program goes on: it waits for the copy to host memory, not for the disk.
 
     A save that failed raises its error from the next `save` or `wait`.
+
+    Args:
+        writes: False in all but one of several processes. They save too, and only copy: what lies on the devices of
+            several hosts can only be copied by all of them together.
+        copy: as `host_copy`, such as `Device.to_host`.
     """
 
-    def __init__(self, folder: CheckpointFolder):
+    def __init__(self, folder: CheckpointFolder, writes: bool = True, copy: Callable[[Any], Any] | None = None):
         self.folder = folder
+        self.writes = writes
+        self.copy = copy or host_copy
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def save(self, step: int, tree: dict[str, Any]) -> None:
         """As `CheckpointFolder.save`. Values in `tree` may change as soon as this returns."""
-        self.wait()
-        tree = tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
-        self.thread = threading.Thread(target=self._write, args=(step, tree), name="checkpoint")
-        self.thread.start()  # not a daemon: the interpreter ends only after it
+        self._start(self.folder.save, step, tree)
+
+    def save_as(self, name: str, tree: dict[str, Any]) -> None:
+        """As `CheckpointFolder.save_as`; otherwise as `save`."""
+        self._start(self.folder.save_as, name, tree)
 
     def wait(self) -> None:
         """Until the last save is on the disk."""
@@ -143,11 +155,24 @@ class BackgroundSaver:
         if error is not None:
             raise error
 
-    def _write(self, step: int, tree: dict[str, Any]) -> None:
+    def _start(self, write: Callable[..., Any], name: int | str, tree: dict[str, Any]) -> None:
+        self.wait()
+        tree = self.copy(tree)
+        if not self.writes:
+            return
+        self.thread = threading.Thread(target=self._write, args=(write, name, tree), name="checkpoint")
+        self.thread.start()  # not a daemon: the interpreter ends only after it
+
+    def _write(self, write: Callable[..., Any], name: int | str, tree: dict[str, Any]) -> None:
         try:
-            self.folder.save(step, tree)
+            write(name, tree)
         except BaseException as error:
             self.error = error
+
+
+def host_copy(tree: Any) -> Any:
+    """The tree with copies of its tensors in host memory."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), tree)
 
 
 def checksum(tree: Any) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from runtime.errors import RunError, UserError
 
@@ -38,6 +39,25 @@ def unknown_flag_message(flag: str, valid: Sequence[str]) -> str:
     """'unknown argument --sed; did you mean --seed?'"""
     near = difflib.get_close_matches(flag.split("=")[0], valid, n=1)
     return f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def dispatcher(package: str, description: str, commands: Mapping[str, str]) -> Callable[[Sequence[str]], int | None]:
+    """A `main` that runs `PACKAGE.commands.NAME` for its first argument NAME, and prints help without one.
+
+    Args:
+        commands: {name: what it does in a few words}.
+    """
+    listed = "".join(f"  {name:<10} {text}\n" for name, text in commands.items())
+
+    def dispatch(argv: Sequence[str]) -> int | None:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(f"usage: {package} COMMAND [--help]\n\n{description}\n\ncommands:\n{listed}", end="")
+            return 0
+        if argv[0] not in commands:
+            raise UserError(f"{unknown_flag_message(argv[0], list(commands))}. Commands are {', '.join(commands)}.")
+        return importlib.import_module(f"{package}.commands.{argv[0]}").main(argv[1:])  # only what is used is imported
+
+    return dispatch
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

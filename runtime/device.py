@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from runtime import distributed
+from runtime.checkpoint import host_copy
+from runtime.distributed import Processes
 from runtime.errors import UserError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -24,33 +27,89 @@ class Device:
     """A CPU. Subclasses change what another device does differently.
 
     Attributes:
+        processes: this process among those of the run, which deal each batch among them.
         num_shards: the devices that a batch is dealt over.
         channels_last: whether images may be kept in channels-last memory order.
+        compiles_each_shape: whether a batch of another size costs a compilation, so that it is better padded.
     """
 
     kind = "cpu"
-    num_shards = 1
     channels_last = True
+    compiles_each_shape = False
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes | None = None) -> None:
+        self.processes = processes or Processes()
+        self.num_shards = self.processes.count
         self.torch_device = torch.device(self.kind)
 
     def describe(self) -> str:
+        several = f"{self.processes.count} x " if self.processes.count > 1 else ""
+        return f"{several}{self._describe_one()}"
+
+    def _describe_one(self) -> str:
         return f"cpu ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
     def use_cache(self, folder: str | os.PathLike) -> None:
         """Keeps compiled programs in `folder`, on devices that compile; call it before anything is computed."""
 
-    def put(self, tensor: torch.Tensor, batch_dim: int | None = None) -> torch.Tensor:
+    def local_rows(self, batch_size: int) -> torch.Tensor:
+        """Which rows of a batch this process must have: int64 (batch_size / num processes,).
+
+        Raises:
+            ValueError: the batch cannot be dealt evenly.
+        """
+        return rows_of_shards(batch_size, self.num_shards, [self.processes.index])
+
+    def put(self, tensor: torch.Tensor, batch_dim: int | None = None, local: bool = False) -> torch.Tensor:
         """A host tensor on this device; the host does not wait for the copy.
 
         Args:
             batch_dim: the dimension that is dealt over the devices, where there are several; None copies to each.
+            local: of that dimension, the tensor has only the `local_rows`.
         """
-        return tensor.to(self.torch_device)
+        return self._own_rows(tensor, batch_dim, local).to(self.torch_device)
 
-    def put_network(self, network: nn.Module, memory_format: torch.memory_format) -> None:
-        """Moves a network made on the host to this device, or a copy to each of several."""
+    def _own_rows(self, tensor: torch.Tensor, batch_dim: int | None, local: bool) -> torch.Tensor:
+        if self.processes.count == 1 or batch_dim is None or local:
+            return tensor
+        return tensor.index_select(batch_dim, self.local_rows(tensor.shape[batch_dim]))
+
+    def all_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The whole of what was computed from a dealt batch, in its order along the first dimension.
+
+        Inside a function that `compile_step` wraps, where there is one.
+        """
+        return tensor if self.processes.count == 1 else distributed.all_rows(tensor)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of what each process has computed from its rows; without a gradient."""
+        return tensor if self.processes.count == 1 else distributed.all_mean(tensor)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Makes gradients of means over a process's rows gradients of means over the whole batch.
+
+        To be called after the backward pass, before anything looks at the gradients.
+        """
+        if self.processes.count > 1:
+            distributed.average(p.grad for p in parameters if p.grad is not None)
+
+    def to_host(self, tree: Any) -> Any:
+        """Copies of a tree's tensors in host memory; where several processes hold parts of one, all must call it."""
+        return host_copy(tree)
+
+    def put_network(
+        self, network: nn.Module, memory_format: torch.memory_format, shard_parameters: bool = False
+    ) -> None:
+        """Moves a network made on the host to this device, or a copy to each of several.
+
+        Args:
+            shard_parameters: each device keeps only a part of every matrix, and of the state that `adam` makes for it.
+
+        Raises:
+            UserError: `shard_parameters` on a device that has no such thing.
+        """
+        if shard_parameters:
+            raise UserError("--shard-parameters is for xla; on cpu and cuda each process has the whole networks.")
         network.to(self.torch_device, memory_format=memory_format)
 
     def adam(self, parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam:
@@ -115,17 +174,18 @@ class Device:
 class CudaDevice(Device):
     kind = "cuda"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, processes: Processes | None = None) -> None:
+        super().__init__(processes)
+        torch.cuda.set_device(self.processes.local_index)  # what "cuda" means from now on
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True  # shapes are fixed, so the search pays once
 
-    def describe(self) -> str:
+    def _describe_one(self) -> str:
         return f"cuda ({torch.cuda.get_device_name()})"
 
-    def put(self, tensor: torch.Tensor, batch_dim: int | None = None) -> torch.Tensor:
-        return tensor.pin_memory().to(self.torch_device, non_blocking=True)
+    def put(self, tensor: torch.Tensor, batch_dim: int | None = None, local: bool = False) -> torch.Tensor:
+        return self._own_rows(tensor, batch_dim, local).pin_memory().to(self.torch_device, non_blocking=True)
 
     def rng_state(self) -> dict[str, Any]:
         return super().rng_state() | {"cuda": torch.cuda.get_rng_state()}
@@ -142,8 +202,22 @@ class CudaDevice(Device):
         return torch.cuda.max_memory_allocated() / 2**30
 
 
+def rows_of_shards(batch_size: int, num_shards: int, shards: Sequence[int]) -> torch.Tensor:
+    """The rows of the given ones of `num_shards` equal parts of a batch, in the order given: int64 (rows,).
+
+    Raises:
+        ValueError: the parts would not be equal.
+    """
+    if batch_size % num_shards:
+        raise ValueError(f"a batch of {batch_size} cannot be dealt evenly over {num_shards} devices")
+    size = batch_size // num_shards
+    return torch.cat([torch.arange(shard * size, (shard + 1) * size) for shard in shards])
+
+
 def open_device(name: str = "auto") -> Device:
     """'cpu', 'cuda', 'xla', or 'auto': xla where torch_xla is installed and PJRT_DEVICE is set, else cuda, else cpu.
+
+    Under torchrun it joins the other processes; on a TPU slice, the other hosts.
 
     Raises:
         UserError: there is no such device on this machine.
@@ -152,16 +226,18 @@ def open_device(name: str = "auto") -> Device:
     if name == "auto":
         name = "xla" if has_xla and os.environ.get("PJRT_DEVICE") else "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
-        return Device()
+        return Device(distributed.join_torchrun("gloo"))
     if name == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
                 "no CUDA device is usable here; use --device cpu, or install a torch built for your GPU's driver."
             )
-        return CudaDevice()
+        return CudaDevice(distributed.join_torchrun("cpu:gloo,cuda:nccl"))
     if name == "xla":
         if not has_xla:
             raise UserError("--device xla needs torch_xla; install it with: pip install '.[tpu]'")
+        if distributed.launched_count() > 1:
+            raise UserError("on xla one process drives all devices of a host: start it without torchrun.")
         from runtime.xla import XlaDevice
 
         return XlaDevice()

@@ -1,16 +1,23 @@
-"""SIGTERM and Ctrl-C ask a run to stop: it finishes its step, saves and exits in order."""
+"""SIGTERM and Ctrl-C ask a run to stop: it finishes its step, saves and exits in order.
+
+Of several processes only some may be asked; `Processes.any` lets all stop at the same step.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
+
+SAME_KEYPRESS_SEC = 1.0  # torchrun passes on a Ctrl-C that the terminal has sent to its processes already
 
 
 class StopRequest:
-    """Truthy once the process was asked to stop. A second Ctrl-C interrupts at once."""
+    """Truthy once the process was asked to stop. A second Ctrl-C, a second later, interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._requested_at = 0.0
         self._previous = {}
 
     def __enter__(self) -> StopRequest:
@@ -26,6 +33,7 @@ class StopRequest:
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        now = time.monotonic()
+        if self.requested and number == signal.SIGINT and now - self._requested_at > SAME_KEYPRESS_SEC:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._requested_at = True, now

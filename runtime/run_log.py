@@ -46,9 +46,15 @@ class RunningMeans:
 
 
 class RunLog:
-    """Writes ticks. Lines after `step_at_start`, where the run starts or resumes, are an interrupted run's: dropped."""
+    """Writes ticks. Lines after `step_at_start`, where the run starts or resumes, are an interrupted run's: dropped.
 
-    def __init__(self, folder: Path, step_at_start: int = 0):
+    Of several processes one writes; the others have a log with `writes=False`, which does nothing.
+    """
+
+    def __init__(self, folder: Path, step_at_start: int = 0, writes: bool = True):
+        self.writes = writes
+        if not writes:
+            return
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
         self.path = folder / "stats.jsonl"
@@ -59,6 +65,8 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line. NaN and infinities, which JSON does not know, become strings."""
+        if not self.writes:
+            return
         line = {"step": step, **values}
         self.file.write(json.dumps({key: _json_number(value) for key, value in line.items()}) + "\n")
         self.file.flush()
@@ -68,11 +76,13 @@ class RunLog:
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """`image`: uint8 (3, H, W)."""
-        self.writer.add_image(name, image, step)
+        if self.writes:
+            self.writer.add_image(name, image, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.writer.close()
+        if self.writes:
+            self.file.close()
+            self.writer.close()
 
     def _drop_lines_after(self, step: int) -> None:
         if not self.path.exists():
@@ -90,10 +100,11 @@ class RunLog:
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere one plain line a tick."""
+    """A tqdm bar on a terminal; elsewhere one plain line a tick; nothing at all with `shows=False`."""
 
-    def __init__(self, total: float, initial: float, unit: str):
-        self.terminal = sys.stderr.isatty()
+    def __init__(self, total: float, initial: float, unit: str, shows: bool = True):
+        self.shows = shows
+        self.terminal = shows and sys.stderr.isatty()
         self.bar = tqdm(
             total=total,
             initial=initial,
@@ -110,12 +121,13 @@ class Progress:
         """`text`: the tick in a few words, such as `kimg 1.2  loss_d 0.81`."""
         if self.terminal:
             self.bar.set_postfix_str(text)
-        else:
+        elif self.shows:
             print(text, file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:
         """A line above the bar."""
-        self.bar.write(text, file=sys.stderr)
+        if self.shows:
+            self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -5,4 +5,4 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-pytest.register_assert_rewrite("golden_gan", "golden_metrics", "golden_attention", "golden_support")
+pytest.register_assert_rewrite("golden_gan", "golden_metrics", "golden_attention", "golden_hrrformer", "golden_support")

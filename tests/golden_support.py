@@ -24,6 +24,10 @@ TOLERANCES = {
     "smyrf_gradient": 2e-4,
     "hrr_output": 1e-5,
     "hrr_gradient": 1e-4,
+    "hrrformer_output": 2e-5,
+    "hrrformer_gradient": 2e-5,
+    "hrrformer_six_steps": 1e-5,
+    "hrrformer_schedule": 1e-7,
     "gan_outputs": 1e-4,
     "gan_buffers": 1e-5,
     "gan_clusters": 1e-2,  # share of tokens in another cluster than recorded: ties at cluster boundaries

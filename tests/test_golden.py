@@ -2,4 +2,5 @@
 
 from golden_attention import *  # noqa: F403
 from golden_gan import *  # noqa: F403
+from golden_hrrformer import *  # noqa: F403
 from golden_metrics import *  # noqa: F403

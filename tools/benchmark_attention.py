@@ -1,26 +1,25 @@
-"""Times SMYRF's back-ends against their naive twin and against fused dense attention, and measures their memory.
+"""Times attention mechanisms against fused dense attention over lengths, and measures their memory and their error.
 
-    python -m tools.benchmark_attention
-    python -m tools.benchmark_attention --q-length 65536 --k-length 16384 --q-cluster-size 1024 --k-cluster-size 256
+    python -m tools.benchmark_attention                                     SMYRF and its naive twin, 16,384 x 4,096
+    python -m tools.benchmark_attention --mechanisms smyrf --lengths 4096,16384,65536 \\
+        --set smyrf.q_cluster_size=512 --set smyrf.k_cluster_size=128 --plot crossover.png
+    python -m tools.benchmark_attention --keys equal --mechanisms all --lengths 1024,4096,16384 --head-dim 64
 
-On a shared machine absolute times say little. Every round therefore runs every method once, and a method's ratio is
-the median over rounds of its time by the naive twin's in the same round. Memory is, on a CPU, the growth of the
-process's peak resident size (VmHWM, reset through /proc/self/clear_refs; Linux only) in a process of its own, after a
-warm-up at a small size; on CUDA, the growth of what torch has allocated.
+With `--keys quarter` there are a quarter as many keys as queries and values are four times as wide, as in the GAN; with
+`--keys equal` all are alike, as in a sequence model. Dense attention is torch's scaled_dot_product_attention, with
+queries and keys padded to the values' head size where the CPU's fused kernel wants that. "smyrf-naive" is SMYRF written
+as the paper's own code is; "smyrf-BACKEND" names a back-end. A mechanism is reported only where it passes its check at
+that size: against itself in float64, and SMYRF against the sum over the clusters of 64 of its queries.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import multiprocessing
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from runtime.cli import CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
@@ -28,183 +27,232 @@ from runtime.cli import CommandParser, run_command  # isort: skip: before torch,
 import torch
 from torch import Tensor
 
-from attention import clustered_attention, dense_attention
+from attention import available_attention, build_attention, dense_attention, get_mechanism, smyrf_attention
 from attention.smyrf.clusters import cluster_orders
 from attention.smyrf.naive import naive_clustered_attention
 from runtime.device import open_device
+from runtime.errors import RunError
+from tools.attention_plots import plot_crossover
+from tools.benchmarking import describe_machine, interleave, peak_growth_mb, summarise_times, write_json
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 PASS_NAMES = {"f": "forward", "fb": "forward + backward"}
+SMYRF_BACKENDS = ("naive", "einsum", "flash", "triton")
+SMYRF_OPTIONS = {"num_hashes": 4, "q_cluster_size": 2048, "k_cluster_size": 512, "merge": "multiset"}
+CHECKED_QUERIES = 64
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-def build_methods(args: argparse.Namespace) -> dict[str, Attend]:
-    """Every method as a function of q, k, v with scale 1; the naive twin comes first, as the baseline.
+def is_smyrf(name: str) -> bool:
+    return name == "smyrf" or name.removeprefix("smyrf-") in SMYRF_BACKENDS
 
-    All SMYRF methods hash and sort inside the measured call, with the same projections.
+
+def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.dtype) -> Attend:
+    """A mechanism as a function of q, k, v with scale 1, or 1/sqrt(D) for those that have no scale of their own.
+
+    SMYRF hashes and sorts inside the measured call, with the same projections in every back-end.
     """
-    projections = torch.randn(args.head_dim + 2, args.num_hashes, generator=torch.Generator().manual_seed(1))
-    projections = projections.to(args.device)
-    sizes = (args.q_cluster_size, args.k_cluster_size)
+    options = dict(args.options.get(name.split("-")[0] if is_smyrf(name) else name, {}))
+    if name == "dense":
+        return lambda q, k, v: dense_attention(q, k, v, scale=1.0)
+    if is_smyrf(name):
+        options = SMYRF_OPTIONS | options
+        sizes, merge = (options["q_cluster_size"], options["k_cluster_size"]), options["merge"]
+        generator = torch.Generator().manual_seed(1)
+        projections = torch.randn(args.head_dim + 2, options["num_hashes"], generator=generator).to(args.device, dtype)
+        if name == "smyrf-naive":
 
-    def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        orders = cluster_orders(q, k, projections, *sizes)
-        return naive_clustered_attention(q, k, v, *orders, *sizes, scale=1.0)
+            def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                orders = cluster_orders(q, k, projections, *sizes)
+                return naive_clustered_attention(q, k, v, *orders, *sizes, scale=1.0, merge=merge)
 
-    def smyrf(backend: str) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            orders = cluster_orders(q, k, projections, *sizes)
-            return clustered_attention(q, k, v, *orders, *sizes, scale=1.0, backend=backend)
-
-        return attend
-
-    return {
-        "naive": naive,
-        "einsum": smyrf("einsum"),
-        "flash": smyrf("flash"),
-        "dense": lambda q, k, v: dense_attention(q, k, v, scale=1.0),
-    }
+            return naive
+        backend = "auto" if name == "smyrf" else name.removeprefix("smyrf-")
+        return lambda q, k, v: smyrf_attention(q, k, v, projections, *sizes, scale=1.0, merge=merge, backend=backend)
+    torch.manual_seed(1)
+    known = {"head_dim": args.head_dim, "num_heads": 1, "max_length": length, "scale": 1.0}
+    filled = {option: value for option, value in known.items() if option in get_mechanism(name).options}
+    return build_attention(name, **filled | options).to(args.device, dtype)
 
 
-def make_inputs(args: argparse.Namespace, clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian q (1, 1, Nq, D), k (1, 1, Nk, D), v (1, 1, Nk, Dv), as many tokens as fill `clusters` clusters."""
+def make_inputs(length: int, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian q (1, 1, N, D), k (1, 1, Nk, D), v (1, 1, Nk, Dv) in float64."""
     generator = torch.Generator().manual_seed(0)
-    q_length = min(args.q_length, clusters * args.q_cluster_size)
-    k_length = min(args.k_length, clusters * args.k_cluster_size)
-    shapes = ((q_length, args.head_dim), (k_length, args.head_dim), (k_length, args.value_dim))
-    dtype = getattr(torch, args.dtype)
-    return tuple(torch.randn(1, 1, *shape, generator=generator).to(args.device, dtype) for shape in shapes)
+    num_keys, value_dim = (length // 4, 4 * args.head_dim) if args.keys == "quarter" else (length, args.head_dim)
+    shapes = ((length, args.head_dim), (num_keys, args.head_dim), (num_keys, value_dim))
+    q, k, v = (torch.randn(1, 1, *shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return tuple(x.to(args.device) for x in (q, k, v))
 
 
-def run(attend: Attend, inputs: tuple[Tensor, Tensor, Tensor], passes: str) -> None:
+def run(attend: Attend, inputs: Sequence[Tensor], passes: str) -> None:
     """One forward pass ("f") or one forward and backward pass ("fb")."""
     if passes == "f":
         with torch.no_grad():
             attend(*inputs)
     else:
         leaves = [x.detach().requires_grad_() for x in inputs]
-        torch.autograd.grad(attend(*leaves).float().square().sum(), leaves)
+        torch.autograd.grad(attend(*leaves).float().square().sum(), leaves, allow_unused=True)
     if inputs[0].is_cuda:
         torch.cuda.synchronize()
 
 
-def measure_times(args: argparse.Namespace, passes: str) -> dict[str, list[float]]:
-    """Milliseconds per method and round, methods interleaved; the first round warms up and is dropped."""
-    methods, inputs = build_methods(args), make_inputs(args, clusters=args.q_length)
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(args.repeats + 1):
-        for name, attend in methods.items():
-            start = time.perf_counter()
-            run(attend, inputs, passes)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: values[1:] for name, values in times.items()}
+@torch.no_grad()
+def check(name: str, length: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Error against what the mechanism should compute, relative to its largest value, and mean error against dense.
+
+    Both over 64 queries for SMYRF and dense attention; the mean error is relative to the mean of the dense output.
+
+    Raises:
+        RunError: the first error is beyond rounding.
+    """
+    exact = make_inputs(length, args)
+    rows = torch.arange(0, length, max(1, length // CHECKED_QUERIES), device=exact[0].device)
+    dense = torch.softmax(exact[0][:, :, rows] @ exact[1].transpose(-1, -2), -1) @ exact[2]
+    dtype = getattr(torch, args.dtype)
+    inputs = [x.to(dtype) for x in exact]
+    out = build_method(name, length, args, dtype)(*inputs).double()
+    if name == "dense":
+        found, expected = out[:, :, rows], dense
+    elif is_smyrf(name):
+        found, expected = out[:, :, rows], _smyrf_rows(name, rows, length, args, inputs)
+    else:
+        found, expected = out, build_method(name, length, args, torch.float64)(*(x.double() for x in inputs))
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not error <= TOLERANCE[args.dtype]:
+        raise RunError(f"{name} at {length} tokens is off by {error:.1e} of its largest value: not reported.")
+    return error, ((out[:, :, rows] - dense).abs().mean() / dense.abs().mean()).item()
 
 
-def measure_memory(args: argparse.Namespace, name: str, passes: str) -> float:
-    """Peak growth in MB of one call; meant for a fresh process."""
+def _smyrf_rows(name: str, rows: Tensor, length: int, args: argparse.Namespace, inputs: list[Tensor]) -> Tensor:
+    """Outputs of some queries in float64, each from the keys of its clusters, counted as `merge` counts them."""
+    options = SMYRF_OPTIONS | args.options.get("smyrf", {})
+    generator = torch.Generator().manual_seed(1)
+    projections = torch.randn(args.head_dim + 2, options["num_hashes"], generator=generator)
+    sizes = options["q_cluster_size"], options["k_cluster_size"]
+    q, k, v = inputs
+    q_order, k_order = cluster_orders(q, k, projections.to(q.device, q.dtype), *sizes)
+    meetings = torch.zeros(len(rows), k.shape[2], dtype=torch.float64, device=q.device)
+    for q_round, k_round in zip(q_order[:, 0, 0], k_order[:, 0, 0], strict=True):
+        q_cluster, k_cluster = torch.argsort(q_round)[rows] // sizes[0], torch.argsort(k_round) // sizes[1]
+        meetings += q_cluster[:, None] == k_cluster
+    if options["merge"] == "union":
+        meetings.clamp_max_(1)
+    q, k, v = (x[0, 0].double() for x in (q, k, v))
+    return (torch.softmax(q[rows] @ k.T + meetings.log(), -1) @ v)[None, None]
+
+
+def measure_memory(name: str, length: int, passes: str, args: argparse.Namespace) -> float:
+    """Peak growth of one call in MB; runs in a process of its own."""
     torch.set_num_threads(args.threads)
-    attend = build_methods(args)[name]
-    run(attend, make_inputs(args, clusters=1), passes)
-    inputs = make_inputs(args, clusters=args.q_length)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(attend, inputs, passes)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew
-    before = _peak_resident_kb()
-    run(attend, inputs, passes)
-    return (_peak_resident_kb() - before) / 1024
+    dtype = getattr(torch, args.dtype)
+    options = SMYRF_OPTIONS | args.options.get("smyrf", {})
+    small = min(length, options["q_cluster_size"] if is_smyrf(name) else 256)
+    warm, full = ([x.to(dtype) for x in make_inputs(n, args)] for n in (small, length))
+    calls = [partial(run, build_method(name, n, args, dtype), x, passes) for n, x in ((small, warm), (length, full))]
+    return peak_growth_mb(*calls, args.device)
 
 
-def _peak_resident_kb() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    raise OSError("/proc/self/status has no VmHWM")
+def measure(length: int, args: argparse.Namespace) -> list[dict[str, object]]:
+    """One row for every method and pass at one length; methods that cannot take this length are named and left out."""
+    dtype = getattr(torch, args.dtype)
+    checks, methods = {}, {}
+    for name in ["dense", *args.mechanisms]:
+        try:
+            checks[name] = check(name, length, args)
+            methods[name] = build_method(name, length, args, dtype)
+        except (RunError, ValueError) as refusal:
+            print(f"{name} at {length:,}: {refusal}", file=sys.stderr)
+    inputs = [x.to(dtype) for x in make_inputs(length, args)]
+    rows = []
+    for passes in args.passes:
+        calls = {name: partial(run, attend, inputs, passes) for name, attend in methods.items()}
+        times = interleave(calls, args.repeats)
+        for name, row in summarise_times(times, "dense").items():
+            with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
+                memory = fresh_process.apply(measure_memory, (name, length, passes, args))
+            error, error_to_dense = checks[name]
+            row |= {"peak_growth_mb": round(memory, 1), "check_error": error, "error_to_dense": error_to_dense}
+            rows.append({"method": name, "length": length, "keys": inputs[1].shape[2], "pass": passes} | row)
+            print(format_row(rows[-1]), flush=True)
+    return rows
 
 
-def summarise(times: dict[str, list[float]], memory: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Medians, and ratios to the naive twin (medians of the ratios in each round)."""
-    return {
-        name: {
-            "median_ms": round(statistics.median(values), 1),
-            "time_ratio": round(statistics.median(a / b for a, b in zip(values, times["naive"], strict=True)), 3),
-            "peak_growth_mb": round(memory[name], 1),
-            "memory_ratio": round(memory[name] / memory["naive"], 3),
-        }
-        for name, values in times.items()
-    }
-
-
-def describe_machine(threads: int) -> dict[str, object]:
-    """Hardware, threads, load from all processes, versions and date, for the record."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "load_average": os.getloadavg()[0],
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+def format_row(row: dict[str, object] | None) -> str:
+    """A line of the table, or its head."""
+    if row is None:
+        return (
+            f"{'method':16} {'queries x keys':>17} {'pass':>5} {'median ms':>11} {'quartiles':>19} {'/ dense':>8} "
+            f"{'peak MB':>9} {'off dense':>9}"
+        )
+    low, high = row["quartiles_ms"]
+    return (
+        f"{row['method']:16} {row['length']:>8,} x {row['keys']:>6,} {row['pass']:>5} {row['median_ms']:11.1f} "
+        f"{low:9.1f}-{high:9.1f} {row['time_ratio']:8.3f} {row['peak_growth_mb']:9.1f} {row['error_to_dense']:9.1%}"
+    )
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="python -m tools.benchmark_attention", description=__doc__.splitlines()[0])
-    parser.add_argument("--q-length", type=int, default=16384, help="queries")
-    parser.add_argument("--k-length", type=int, default=4096, help="keys")
-    parser.add_argument("--num-hashes", type=int, default=4, help="hash rounds")
-    parser.add_argument("--q-cluster-size", type=int, default=2048, help="queries a cluster; divides their number")
-    parser.add_argument("--k-cluster-size", type=int, default=512, help="keys a cluster; divides their number")
+    parser.add_argument(
+        "--mechanisms", default="smyrf-naive,smyrf", help="names, smyrf-BACKEND, smyrf-naive, or all; beside dense"
+    )
+    parser.add_argument("--lengths", default="16384", help="numbers of queries, separated by commas")
+    parser.add_argument("--keys", default="quarter", choices=("quarter", "equal"), help="keys for each query")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME.OPTION=VALUE", help="a mechanism's option")
     parser.add_argument("--head-dim", type=int, default=24, help="head size of queries and keys")
-    parser.add_argument("--value-dim", type=int, default=96, help="head size of values")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--passes", default="f,fb", help="f = forward, fb = forward and backward; both: f,fb")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of q, k and v")
+    parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of q, k and v")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="also write the results here")
+    parser.add_argument("--plot", type=Path, default=None, metavar="OUT.png", help="draw time over length")
     args = parser.parse_args(argv)
-    args.passes = args.passes.split(",")
     open_device(args.device)  # says so where there is none
+    args.passes = args.passes.split(",")
     if unknown := set(args.passes) - set(PASS_NAMES):
         parser.error(f"--passes takes f and fb, not {', '.join(sorted(unknown))}")
-    q_clusters, q_rest = divmod(args.q_length, args.q_cluster_size)
-    k_clusters, k_rest = divmod(args.k_length, args.k_cluster_size)
-    if q_rest or k_rest or q_clusters != k_clusters:
-        parser.error("cluster sizes must divide the lengths into as many clusters of queries as of keys")
+    try:
+        args.lengths = [int(length) for length in args.lengths.split(",")]
+        args.options = parse_options(args.set)
+    except ValueError as error:
+        parser.error(str(error))
+    if min(args.lengths) < 8 or args.repeats < 1 or args.head_dim < 1:
+        parser.error("--lengths must be at least 8, --repeats and --head-dim at least 1")
+    everyone = [name for name in available_attention() if name != "dense" and not get_mechanism(name).layer]
+    args.mechanisms = everyone if args.mechanisms == "all" else args.mechanisms.split(",")
+    known = {*everyone, *(f"smyrf-{backend}" for backend in SMYRF_BACKENDS)}
+    if unknown := set(args.mechanisms) - known:
+        parser.error(f"no mechanism {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     return args
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, dict[str, object]]:
+    """["smyrf.num_hashes=8"] -> {"smyrf": {"num_hashes": 8}}; ValueError for what has another form."""
+    options: dict[str, dict[str, object]] = {}
+    for pair in pairs:
+        name, dot, rest = pair.partition(".")
+        option, equals, value = rest.partition("=")
+        if not (dot and equals and option and value):
+            raise ValueError(f"--set takes NAME.OPTION=VALUE, such as smyrf.num_hashes=8, not {pair}")
+        number = float(value) if value.replace(".", "", 1).isdigit() else math.nan
+        parsed = value if math.isnan(number) else int(number) if number.is_integer() else number
+        options.setdefault(name, {})[option] = parsed
+    return options
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     machine = describe_machine(args.threads)
-    results = {}
-    for passes in args.passes:
-        times = measure_times(args, passes)
-        memory = {}
-        for name in times:
-            with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
-                memory[name] = fresh_process.apply(measure_memory, (args, name, passes))
-        results[passes] = summarise(times, memory)
-        print(f"\n{PASS_NAMES[passes]:20} {'median ms':>10} {'time / naive':>13} {'peak MB':>9} {'memory / naive':>15}")
-        for name, row in results[passes].items():
-            print(
-                f"{name:20} {row['median_ms']:10.1f} {row['time_ratio']:13.3f} "
-                f"{row['peak_growth_mb']:9.1f} {row['memory_ratio']:15.3f}"
-            )
+    print(format_row(None))
+    rows = [row for length in args.lengths for row in measure(length, args)]
+    settings = {name: getattr(args, name) for name in ("keys", "head_dim", "repeats", "device", "dtype", "options")}
+    record = {"machine": machine, "settings": settings, "results": rows}
     if args.json is not None:
-        options = {name: value for name, value in vars(args).items() if name not in ("json", "threads")}
-        record = {"machine": machine, "options": options, "results": results}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(args.json, record)
+    if args.plot is not None:
+        plot_crossover(record, args.plot)
 
 
 if __name__ == "__main__":

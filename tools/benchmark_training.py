@@ -124,17 +124,17 @@ def original_step(run: Run) -> Callable[[int], None]:
 @contextmanager
 def naive_smyrf() -> Iterator[None]:
     """SMYRF's einsum back-end replaced by its naive twin."""
-    original = smyrf_functional.einsum_clustered_attention
+    original = smyrf_functional.einsum_attend
 
-    def naive(q, k, v, q_order, k_order, num_clusters, scale, key_padding_mask, dropout):
-        sizes = (q.shape[2] // num_clusters, k.shape[2] // num_clusters)
-        return naive_clustered_attention(q, k, v, q_order, k_order, *sizes, scale, key_padding_mask)
+    def naive(q, k, v, layout, scale, dropout):
+        orders, sizes = zip(*((x.flatten(3), x.shape[4]) for x in (layout.q_index, layout.k_index)), strict=True)
+        return naive_clustered_attention(q, k, v, *orders, *sizes, scale, layout.key_mask), q.new_zeros(q.shape[:3])
 
-    smyrf_functional.einsum_clustered_attention = naive
+    smyrf_functional.einsum_attend = naive
     try:
         yield
     finally:
-        smyrf_functional.einsum_clustered_attention = original
+        smyrf_functional.einsum_attend = original
 
 
 def timed(step: Callable[[int], None], i: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention.smyrf.hashing import get_hash_family
 from attention.smyrf.transforms import get_transform
+from attention.smyrf.tree import masked_tree_order, tree_order
 
 
 def resolve_cluster_sizes(
@@ -71,9 +72,14 @@ def cluster_orders(
         dtype = torch.promote_types(q.dtype, torch.float32)
         q, k, projections = q.to(dtype), k.to(dtype), projections.to(dtype)
         q_max, k_max = _largest_norm(q, query_padding_mask), _largest_norm(k, key_padding_mask)
-        q, k = get_transform(transform).apply(q, k, q_max, k_max)
-        q_order = sort_tokens(_sort_keys(q, projections, hashing), query_padding_mask)
-        k_order = sort_tokens(_sort_keys(k, projections, hashing), key_padding_mask)
+        q, q_extra, k, k_extra = get_transform(transform).parts(q, k, q_max, k_max)
+        q_order, k_order = (
+            _order(x, extra, projections, hashing, mask, cluster_size, self_attention)
+            for x, extra, mask, cluster_size in (
+                (q, q_extra, query_padding_mask, q_cluster_size),
+                (k, k_extra, key_padding_mask, k_cluster_size),
+            )
+        )
     if not self_attention:
         q_order = _spread(q_order, query_padding_mask, q_cluster_size)
         k_order = _spread(k_order, key_padding_mask, k_cluster_size)
@@ -114,13 +120,39 @@ def _largest_norm(x: Tensor, mask: Tensor | None) -> Tensor:
     return norms.amax(dim=2, keepdim=True)
 
 
-def _sort_keys(x: Tensor, projections: Tensor, hashing: str) -> Tensor:
-    """(B, H, N, D) -> (B, H, N, R); ValueError where the projections have not the shape that the family draws."""
+def _order(
+    x: Tensor,
+    extra: Tensor,
+    projections: Tensor,
+    hashing: str,
+    mask: Tensor | None,
+    cluster_size: int,
+    self_attention: bool,
+) -> Tensor:
+    """Hashes x (B, H, N, D), with what the transform appended, and sorts: (R, B, H, N), masked tokens last."""
     family = get_hash_family(hashing)
-    expected = family.shape(x.shape[-1], *projections.shape[-2:])
+    num_tokens, head_dim = x.shape[2:]
+    num_clusters = _ceil_div(num_tokens, cluster_size)
+    buckets = max(num_clusters, 2) if family.tree else projections.shape[-2]
+    expected = family.shape(head_dim + extra.shape[-1], buckets, projections.shape[-1])
     if projections.shape != expected:
         raise ValueError(f"{hashing} needs projections {expected} for these inputs, not {tuple(projections.shape)}")
-    return family.sort_keys(x, projections)
+    if family.linear:
+        sort_keys = family.sort_keys(x, projections[:head_dim])
+        if extra.shape[-1]:
+            sort_keys = sort_keys + family.sort_keys(extra, projections[head_dim:])
+    else:
+        sort_keys = family.sort_keys(torch.cat([x, extra], -1), projections)
+    if not family.tree:
+        return sort_tokens(sort_keys, mask)
+    if mask is None:
+        return tree_order(sort_keys, num_clusters, cluster_size)
+    num_real = (~mask).sum(dim=1).clamp_min(1)  # (B,)
+    rank = torch.arange(num_tokens, device=x.device)
+    if self_attention:
+        return masked_tree_order(sort_keys, mask, rank[None] // cluster_size, -(-num_real // cluster_size))
+    shares = rank * num_clusters // num_real[:, None]  # `_spread` gives every cluster its share of the real tokens
+    return masked_tree_order(sort_keys, mask, shares, torch.full_like(num_real, num_clusters))
 
 
 def _spread(order: Tensor, mask: Tensor | None, cluster_size: int) -> Tensor:

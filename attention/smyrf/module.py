@@ -7,12 +7,18 @@ from torch import Tensor, nn
 
 from attention.registry import check_inputs, register
 from attention.smyrf.clusters import resolve_cluster_sizes
-from attention.smyrf.functional import check_backend, smyrf_attention
+from attention.smyrf.functional import check_options, smyrf_attention
 from attention.smyrf.hashing import get_hash_family
 from attention.smyrf.transforms import get_transform
 
 
-@register("smyrf", unequal_lengths=True, value_dim=True)
+@register(
+    "smyrf",
+    unequal_lengths=True,
+    value_dim=True,
+    causal="clusters are balanced over all tokens, later ones too (causal_mask hides these, and no more)",
+    kind="content",
+)
 class SmyrfAttention(nn.Module):
     """`smyrf_attention` without parameters, in the place of any softmax attention.
 
@@ -22,13 +28,14 @@ class SmyrfAttention(nn.Module):
         scale: None means 1/sqrt(D).
         dropout: probability of dropping an attention weight while training.
         transform: "xbox+", "xbox", "h2lsh" or "l2lsh".  hashing: "e2lsh", "voronoi" or "cross-polytope".
-        backend: "auto", "einsum" or "flash".
+        backend: "auto", "einsum", "flash" or "triton".  merge: "multiset" or "union".
+        causal_mask, window, max_score_bytes: as in `clustered_attention`.
 
     Attributes:
         projections: the hash directions of calls that are given none; None draws new ones at every call.
 
     Raises:
-        ValueError: an unknown transform, hashing or back-end, no hash round, or dropout with "flash".
+        ValueError: an unknown choice, no hash round, or options that exclude each other.
     """
 
     def __init__(
@@ -41,11 +48,15 @@ class SmyrfAttention(nn.Module):
         transform: str = "xbox+",
         hashing: str = "e2lsh",
         backend: str = "auto",
+        merge: str = "multiset",
+        causal_mask: bool = False,
+        window: int = 0,
+        max_score_bytes: int | None = None,
     ) -> None:
         super().__init__()
         if num_hashes < 1:
             raise ValueError(f"num_hashes must be positive, not {num_hashes}")
-        check_backend(backend, dropout)
+        check_options(backend, dropout, merge, causal_mask, window, max_score_bytes)
         get_transform(transform), get_hash_family(hashing)
         self.num_hashes = num_hashes
         self.q_cluster_size = q_cluster_size
@@ -55,6 +66,10 @@ class SmyrfAttention(nn.Module):
         self.transform = transform
         self.hashing = hashing
         self.backend = backend
+        self.merge = merge
+        self.causal_mask = causal_mask
+        self.window = window
+        self.max_score_bytes = max_score_bytes
         self.projections: Tensor | None = None
 
     def check_lengths(self, num_queries: int, num_keys: int) -> None:
@@ -98,4 +113,8 @@ class SmyrfAttention(nn.Module):
             transform=self.transform,
             hashing=self.hashing,
             backend=self.backend,
+            merge=self.merge,
+            causal_mask=self.causal_mask,
+            window=self.window,
+            max_score_bytes=self.max_score_bytes,
         )

@@ -1,7 +1,8 @@
 """Asymmetric transforms that turn a large inner product into a small Euclidean distance or a large cosine.
 
 Each takes queries and keys with the largest query norm MQ and the largest key norm MK of their batch row, and appends
-coordinates: the same number to both sides, written as `extra_dim` in `TRANSFORMS`.
+coordinates: the same number to both sides, written as `extra_dim` in `TRANSFORMS`. It returns them apart, for a linear
+hash need never see the whole vectors.
 """
 
 from __future__ import annotations
@@ -13,27 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # q (B, H, Nq, D), appended to q (B, H, Nq, extra_dim), k, appended to k
 
-def xbox_plus(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, Tensor]:
+
+def none(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> Parts:
+    """Q = q, K = k. Clusters pair queries and keys by rank, which needs no common norm, only a common direction."""
+    return q, q[..., :0], k, k[..., :0]
+
+
+def xbox_plus(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> Parts:
     """Q = [q; 0; sqrt(MQ² + MK² - |q|²)], K = [k; sqrt(MQ² + MK² - |k|²); 0]: all of one norm, <Q, K> = <q, k>.
 
     Source: Daras et al. 2020, arXiv:2010.05315, Eq. 4.
     """
     total = q_max.square() + k_max.square()
-    q = torch.cat([F.pad(q, (0, 1)), _complement(total, q)], -1)
-    k = F.pad(torch.cat([k, _complement(total, k)], -1), (0, 1))
-    return q, k
+    return q, F.pad(_complement(total, q), (1, 0)), k, F.pad(_complement(total, k), (0, 1))
 
 
-def xbox(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, Tensor]:
+def xbox(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> Parts:
     """Q = [q; 0], K = [k; sqrt(MK² - |k|²)]: keys of one norm, <Q, K> = <q, k>.
 
     Source: Bachrach et al. 2014, "Speeding up the Xbox recommender system", section 3.
     """
-    return F.pad(q, (0, 1)), torch.cat([k, _complement(k_max.square(), k)], -1)
+    return q, torch.zeros_like(q[..., :1]), k, _complement(k_max.square(), k)
 
 
-def h2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, Tensor]:
+def h2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> Parts:
     """Q = [MK q / |q|; 0], K = [k; sqrt(MK² - |k|²)]: XBOX with every query on the keys' sphere.
 
     Source: Huang et al. 2018, "Accurate and fast asymmetric locality-sensitive hashing scheme for maximum inner
@@ -42,7 +48,7 @@ def h2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, T
     return xbox(k_max * F.normalize(q, dim=-1), k, q_max, k_max)
 
 
-def l2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, Tensor]:
+def l2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> Parts:
     """Q = [q / |q|; 1/2; 1/2; 1/2], K = [x; |x|²; |x|⁴; |x|⁸] with x = 0.83 k / MK.
 
     |Q - K|² = 1 + 3/4 - 2 <q, x> / |q| + |x|¹⁶: the last term vanishes, so near means a large inner product.
@@ -51,7 +57,7 @@ def l2lsh(q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, T
     k = 0.83 * k / k_max.clamp_min(torch.finfo(k.dtype).tiny)
     norm_squared = k.square().sum(-1, keepdim=True)
     powers = [norm_squared, norm_squared.square(), norm_squared.square().square()]
-    return F.pad(F.normalize(q, dim=-1), (0, 3), value=0.5), torch.cat([k, *powers], -1)
+    return F.normalize(q, dim=-1), torch.full_like(q[..., :1], 0.5).expand(*q.shape[:-1], 3), k, torch.cat(powers, -1)
 
 
 def _complement(total: Tensor, x: Tensor) -> Tensor:
@@ -60,10 +66,15 @@ def _complement(total: Tensor, x: Tensor) -> Tensor:
 
 
 class Transform(NamedTuple):
-    """q (B, H, Nq, D), k (B, H, Nk, D), q_max and k_max (B, H, 1, 1) -> both sides with D + extra_dim coordinates."""
+    """`parts(q (B, H, Nq, D), k (B, H, Nk, D), q_max (B, H, 1, 1), k_max (B, H, 1, 1))`, and what it appends."""
 
-    apply: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    parts: Callable[[Tensor, Tensor, Tensor, Tensor], Parts]
     extra_dim: int
+
+    def apply(self, q: Tensor, k: Tensor, q_max: Tensor, k_max: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides as whole vectors, with D + extra_dim coordinates."""
+        q, q_extra, k, k_extra = self.parts(q, k, q_max, k_max)
+        return torch.cat([q, q_extra], -1), torch.cat([k, k_extra], -1)
 
 
 TRANSFORMS = {
@@ -71,6 +82,7 @@ TRANSFORMS = {
     "xbox": Transform(xbox, 1),
     "h2lsh": Transform(h2lsh, 1),
     "l2lsh": Transform(l2lsh, 3),
+    "none": Transform(none, 0),
 }
 
 

@@ -31,10 +31,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.num is not None and arguments.num < 2 or arguments.batch_size < 1:
         raise UserError("--num must be at least 2 and --batch-size at least 1.")
     device = open_device(arguments.device)
-    if arguments.checkpoint is not None:
-        batches, num, dataset = from_checkpoint(arguments, device)
-    else:
-        batches, num, dataset = from_samples(arguments)
+    prepare = from_samples if arguments.checkpoint is None else from_checkpoint
+    batches, num, dataset = device.processes.first_on_each_machine(lambda: prepare(arguments, device))
     values = evaluate(
         batches,
         num,
@@ -43,11 +41,11 @@ def main(argv: Sequence[str]) -> None:
         inception=arguments.inception_weights,
         resize_rule=arguments.resize_rule,
         cache_dir=arguments.cache,
-        device=device.torch_device,
+        device=device,
     )
     for name, value in values.items():
         print(f"{name:<12} {value:.4f}")
-    if arguments.json:
+    if arguments.json and device.processes.is_main:
         arguments.json.write_text(json.dumps({"num": num, "data": dataset.source, **values}, indent=2) + "\n")
 
 
@@ -87,7 +85,7 @@ def from_checkpoint(arguments: Namespace, device: Device) -> tuple[Iterator[torc
     return sampling.generate(generator, z, y, device, arguments.seed, min(arguments.batch_size, num)), num, dataset
 
 
-def from_samples(arguments: Namespace) -> tuple[Iterator[torch.Tensor], int, ImageDataset]:
+def from_samples(arguments: Namespace, device: Device) -> tuple[Iterator[torch.Tensor], int, ImageDataset]:
     if not arguments.data:
         raise UserError("--samples needs --data PATH, the real images.")
     resolution = arguments.resolution or first_image_size(arguments.samples)

@@ -82,6 +82,10 @@ def main(argv: Sequence[str]) -> None:
         measure_statistics(generator, device, arguments)
     z, y, columns = choose_latents(generator, arguments)
     batches = sampling.generate(generator, z, y, device, arguments.seed, min(arguments.batch_size, len(z)))
+    if not device.processes.is_main:
+        for _ in batches:  # it computes its part of each, and the first process writes them
+            pass
+        return
     write(
         tqdm(batches, total=math.ceil(len(z) / min(arguments.batch_size, len(z))), unit="batch", disable=None),
         y,
@@ -138,10 +142,11 @@ def parse_classes(text: str | None, generator: Generator) -> list[int] | None:
 
 def measure_statistics(generator: Generator, device: Device, arguments: Any) -> None:
     count, size = arguments.standing_statistics, arguments.batch_size
+    size += -size % device.num_shards
     z = sampling.latents(0, count * size, generator.dim_z, arguments.seed + 1, arguments.truncation)
     y = sampling.class_labels(0, count * size, generator.num_classes, arguments.seed + 1)
     device.seed(arguments.seed)
-    batches = ((device.put(z[i : i + size]), device.put(y[i : i + size])) for i in range(0, len(z), size))
+    batches = ([device.put(x[i : i + size], batch_dim=0) for x in (z, y)] for i in range(0, len(z), size))
     standing_statistics(generator, batches, device.compile_step(generator.forward))
 
 

@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     if dry_run:
         return describe(config)
     run = train(config)
+    if not run.processes.is_main:
+        return
     program = sys.argv[0] if Path(sys.argv[0]).name == "biggan" else "python -m biggan"
     picture = max((run.folder / "samples").glob("kimg-*.png"), default=None)
     checkpoint = run.checkpoints.paths()[-1]

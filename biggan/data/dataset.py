@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from biggan.data.hashing import hash64
+from runtime.hashing import hash64
 
 _ORDER, _FLIP = 0, 1  # the two random streams of a seed
 
@@ -66,22 +66,25 @@ class ImageDataset:
         return self.images[indices], self.labels[indices]
 
     def batch(self, position: int, batch_size: int, seed: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples `position .. position + batch_size - 1` of an endless stream of shuffled epochs.
+        """Samples `position .. position + batch_size - 1` of the stream of `samples`."""
+        return self.samples(np.arange(position, position + batch_size), seed, flip)
+
+    def samples(self, positions: np.ndarray, seed: int, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples of an endless stream of shuffled epochs; only their images are read.
 
         A pure function of its arguments: the stream is the same however it is cut into batches, resumed, or dealt to
-        processes (rank r of a step reads at `position + r * batch_size`). Every epoch is a new permutation.
+        processes. Every epoch is a new permutation.
 
         Args:
-            position: number of samples drawn before; sample i belongs to epoch i // N.
+            positions: int64 (B,), places in the stream; sample i belongs to epoch i // N.
             seed: names the stream.
             flip: mirror each sample with probability 1/2, decided anew every time it is drawn.
 
         Returns:
             images uint8 (B, 3, R, R), contiguous; labels int64 (B,).
         """
-        positions = np.arange(position, position + batch_size)
         epochs, places = positions // len(self), positions % len(self)
-        indices = np.empty(batch_size, dtype=np.int64)
+        indices = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs):
             inside = epochs == epoch
             indices[inside] = self._order(seed, int(epoch))[places[inside]]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from biggan.data.dataset import ImageDataset
-from biggan.data.hashing import hash64, uniform
 from biggan.data.shapes import Canvas, above, box, ellipse
+from runtime.hashing import hash64, uniform
 
 _STREAM = 0xFACE
 _CHUNK_PIXELS = 1 << 16  # of the pictures drawn at once: a field of this many floats stays in the cache

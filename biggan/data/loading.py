@@ -17,13 +17,15 @@ import torch
 from biggan.data.dataset import ImageDataset
 from biggan.data.decode import RESIZE_RULE, DamagedImage, square_rgb
 from biggan.data.packed import SUFFIX, PackedSource, read_packed, write_packed
-from biggan.data.progress import track
 from biggan.data.records import ImageSource, Record
 from biggan.data.sources import open_source
+from runtime.distributed import local_process_count
 from runtime.errors import UserError
+from runtime.progress import track
 
 MAX_DAMAGED_FRACTION = 0.05
 _CHUNK = 32  # images a task: the overhead of a task spread over enough work
+_IN_MEMORY_BYTES = 4 << 30
 _NAMED = 10  # damaged images named in a message
 
 
@@ -35,7 +37,7 @@ def open_images(
     workers: int | None = None,
     labels: bool = True,
     progress: bool = True,
-    in_memory_bytes: int = 4 << 30,
+    in_memory_bytes: int | None = None,
     max_damaged_fraction: float = MAX_DAMAGED_FRACTION,
 ) -> ImageDataset:
     """Opens a folder of images (flat, nested, one folder a class, CelebA-HQ), a zip of such, or a packed file.
@@ -50,6 +52,7 @@ def open_images(
         workers: decoding threads; default one a core.
         labels: False puts all images into one class.
         progress: report on stderr.
+        in_memory_bytes: default 4 GiB, or 0 where several processes of a machine can map one file.
         max_damaged_fraction: more damaged images than this fraction end the loading. A few are forgiven in small sets:
             up to ten, if at least two thirds are sound. 0 accepts none at all.
 
@@ -66,6 +69,8 @@ def open_images(
             return _with_labels(opened.dataset, labels)
         opened.check_resolution(resolution)
     fingerprint = dataset_fingerprint(opened, resolution)
+    if in_memory_bytes is None:
+        in_memory_bytes = _IN_MEMORY_BYTES if local_process_count() == 1 else 0
     if len(opened) * 3 * resolution**2 <= in_memory_bytes:
         dataset = _into_memory(opened, resolution, fingerprint, workers, progress, max_damaged_fraction)
     else:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biggan.data.progress import track
+from runtime.progress import track
 
 COARSEST_LEVEL = 16
 PATCH_SIZE = 7

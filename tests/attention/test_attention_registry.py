@@ -5,71 +5,37 @@ import torch
 from torch import nn
 
 import attention
-from attention import MultiHeadAttention, SpatialAttention, available_attention, build_attention
-
-OPTIONS = {"dense": {}, "hrr": {}, "smyrf": {"num_hashes": 2, "q_cluster_size": 4, "k_cluster_size": 4}}
-MECHANISMS = sorted(OPTIONS)
-
-
-def qkv(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(3))
+from attention import MultiHeadAttention, SpatialAttention, available_attention, build_attention, get_mechanism
+from attention.registry import register
+from attention.spatial import can_stand
+from tests.mechanisms import OPTIONS
 
 
-def test_available():
-    assert available_attention() == MECHANISMS
+def test_available_is_a_list_that_prints_as_a_table():
+    names = available_attention()
+    assert names == sorted(names) and {"dense", "hrr", "smyrf"} <= set(names)
+    table = str(names).splitlines()
+    assert len(table) == len(names) + 1 and table[0].startswith("name") and "causal" in table[0]
+    assert table[1].split()[0] == names[0]
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
-@pytest.mark.parametrize("length", [16, 13])
-def test_every_mechanism_stands_in_one_place(name, length):
-    q, k, v = qkv(2, 3, length, 8)
-    mask = torch.zeros(2, length, dtype=torch.bool)
-    mask[1, 5:] = True
-    module = build_attention(name, **OPTIONS[name])
-    module.check_lengths(length, length)
-    assert not list(module.parameters())
-    assert module(q, k, v).shape == q.shape
-    assert module(q, k, v, key_padding_mask=mask).shape == q.shape
+def test_an_entry_must_agree_with_its_constructor():
+    """Nothing that registers can offer what its options do not have, or hide what they have."""
 
+    class Option(nn.Module):
+        def __init__(self, causal: bool = False) -> None: ...
 
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_wholly_masked_rows_give_zeros_and_zero_gradients(name):
-    leaves = [x.requires_grad_() for x in qkv(2, 2, 12, 4)]
-    mask = torch.zeros(2, 12, dtype=torch.bool)
-    mask[1] = True
-    out = build_attention(name, **OPTIONS[name])(*leaves, mask)
-    assert out[0].abs().min() > 0 and torch.equal(out[1], torch.zeros_like(out[1]))
-    for grad in torch.autograd.grad(out.square().sum(), leaves):
-        assert grad.isfinite().all() and torch.equal(grad[1], torch.zeros_like(grad[1])) and grad[0].abs().max() > 0
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_masked_tokens_change_nothing(name):
-    """With other contents in the masked tokens, the real ones get the same outputs."""
-    q, k, v = qkv(2, 2, 16, 8)
-    mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[0, 10:] = True
-    mask[1, 3:7] = True
-    hidden = mask[:, None, :, None]
-    module = build_attention(name, **OPTIONS[name])
-    outs = []
-    for filling in (0.0, 9.0):
-        torch.manual_seed(0)
-        outs.append(module(q, k.masked_fill(hidden, filling), v.masked_fill(hidden, filling), mask))
-    torch.testing.assert_close(*(out.masked_fill(hidden, 0.0) for out in outs))
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_zero_inputs_have_finite_outputs_and_gradients(name):
-    leaves = [torch.zeros(1, 2, 8, 4, requires_grad=True) for _ in range(3)]
-    out = build_attention(name, **OPTIONS[name])(*leaves)
-    assert out.isfinite().all()
-    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))
+    with pytest.raises(ValueError, match="disagree about 'causal'"):
+        register("new", unequal_lengths=True, value_dim=True)(Option)
+    with pytest.raises(ValueError, match="disagree about 'max_length'"):
+        register("new", unequal_lengths=True, value_dim=True, causal=True, any_length="it has rows")(Option)
+    with pytest.raises(ValueError, match="'dense' is already registered"):
+        register("dense", unequal_lengths=True, value_dim=True, causal=True)(Option)
+    assert "new" not in available_attention()
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="'dens'.*dense, hrr, smyrf"):
+    with pytest.raises(ValueError, match="'dens'.*dense, .*hrr, .*smyrf"):
         build_attention("dens")
 
 
@@ -81,39 +47,6 @@ def test_misspelt_option_lists_the_options():
 def test_missing_option_is_named():
     with pytest.raises(TypeError, match="needs q_cluster_size, k_cluster_size"):
         build_attention("smyrf", num_hashes=2)
-
-
-def test_what_a_mechanism_cannot_do_raises():
-    q, k, v = qkv(1, 1, 8, 4)
-    with pytest.raises(ValueError, match="as many keys as queries"):
-        build_attention("hrr")(q, k[:, :, :4], v[:, :, :4])
-    with pytest.raises(ValueError, match="as many keys as queries"):
-        build_attention("hrr").check_lengths(8, 4)
-    with pytest.raises(ValueError, match="keys' head size"):
-        build_attention("hrr")(q, k, v[..., :2])
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_wrong_shapes_raise(name):
-    q, k, v = qkv(2, 2, 8, 4)
-    module = build_attention(name, **OPTIONS[name])
-    with pytest.raises(ValueError, match="must be"):
-        module(q[0], k[0], v[0])
-    with pytest.raises(ValueError, match="fit together"):
-        module(q, k, v[:, :, :4])
-    with pytest.raises(ValueError, match="bool"):
-        module(q, k, v, torch.zeros(2, 8))
-    with pytest.raises(ValueError, match=r"bool \(2, 8\)"):
-        module(q, k, v, torch.zeros(2, 7, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_multi_head(name):
-    torch.manual_seed(0)
-    layer = MultiHeadAttention(12, 3, name, **OPTIONS[name])
-    x = torch.randn(2, 9, 12)
-    assert layer(x).shape == x.shape
-    assert sorted(dict(layer.named_parameters())) == ["key.weight", "output.weight", "query.weight", "value.weight"]
 
 
 def test_multi_head_needs_a_divisor():
@@ -132,17 +65,32 @@ def test_multi_head_equals_torch():
     torch.testing.assert_close(ours(x, mask), theirs(x, x, x, mask)[0])
 
 
-SPATIAL = {"dense": {}, "smyrf": {"num_hashes": 2, "q_cluster_size": 16, "k_cluster_size": 4}}
+STANDING = [name for name in available_attention() if can_stand(get_mechanism(name))]
 
 
-@pytest.mark.parametrize("name", sorted(SPATIAL))
+def make_block(name, **options):
+    """SpatialAttention on 16 channels for maps of up to 8 x 8."""
+    options = OPTIONS[name] | {"smyrf": {"q_cluster_size": 16, "k_cluster_size": 4}}.get(name, {}) | options
+    if get_mechanism(name).any_length is not True:
+        options["max_length"] = 64
+    return SpatialAttention(16, name, **options)
+
+
+@pytest.mark.parametrize("name", STANDING)
 def test_spatial_starts_as_the_identity_and_trains(name):
     torch.manual_seed(0)
-    block = SpatialAttention(16, name, **SPATIAL[name])
+    block = make_block(name)
+    block.check_resolution(8)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x), x)
     block(x).square().sum().backward()
     assert block.gamma.shape == () and block.gamma.grad != 0
+
+
+@pytest.mark.parametrize("name", sorted(set(available_attention()) - set(STANDING)))
+def test_spatial_refuses_what_cannot_stand_there(name):
+    with pytest.raises(ValueError, match="cannot stand.*: .*dense, .*smyrf"):
+        SpatialAttention(16, name)
 
 
 def test_spatial_equals_its_definition():
@@ -158,7 +106,7 @@ def test_spatial_equals_its_definition():
 
 
 def test_spatial_mechanisms_share_parameters():
-    dense, smyrf = SpatialAttention(16, "dense"), SpatialAttention(16, "smyrf", **SPATIAL["smyrf"])
+    dense, smyrf = SpatialAttention(16, "dense"), make_block("smyrf")
     smyrf.load_state_dict(dense.state_dict())
     assert list(dense.state_dict()) == ["gamma", "theta.weight", "phi.weight", "g.weight", "o.weight"]
 
@@ -177,8 +125,6 @@ def test_spatial_takes_a_convolution():
 def test_spatial_refuses_what_cannot_work():
     with pytest.raises(ValueError, match="multiple of 8"):
         SpatialAttention(12, "dense")
-    with pytest.raises(ValueError, match="cannot stand"):
-        SpatialAttention(16, "hrr")
     with pytest.raises(TypeError, match="num_hash"):
         SpatialAttention(16, "smyrf", num_hash=3)
     with pytest.raises(ValueError, match="even height and width, not 5x4"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attention import DenseAttention, dense_attention
+from tests.reference import visible_attention
 from tests.tolerance import assert_close, assert_no_worse
 
 SHAPES = [(2, 3, 17, 17, 8, 8), (1, 2, 33, 9, 4, 12), (2, 1, 5, 31, 12, 4), (1, 1, 7, 3, 1, 4)]
@@ -59,3 +60,21 @@ def test_dropout_only_while_training():
     module = DenseAttention(dropout=0.5)
     assert not torch.equal(module(q, k, v), dense_attention(q, k, v))
     assert torch.equal(module.eval()(q, k, v), dense_attention(q, k, v))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 13, 16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_causal_equals_the_equation(num_tokens, masked):
+    leaves = inputs((3, 2, num_tokens, num_tokens, 4, 6), torch.float64)
+    mask = torch.rand(3, num_tokens, generator=torch.Generator().manual_seed(1)) < 0.4 if masked else None
+    visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+    visible = visible if mask is None else visible & ~mask[:, None, None]
+    out, truth = dense_attention(*leaves, key_padding_mask=mask, causal=True), visible_attention(*leaves, visible)
+    assert_close(out, truth)
+    for grad, true in zip(*(torch.autograd.grad(x.square().sum(), leaves) for x in (out, truth)), strict=True):
+        assert_close(grad, true)
+
+
+def test_causal_wants_as_many_keys_as_queries():
+    with pytest.raises(ValueError, match="as many keys as queries, not 9 for 33"):
+        dense_attention(*inputs((1, 2, 33, 9, 4, 4)), causal=True)

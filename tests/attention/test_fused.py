@@ -1,10 +1,9 @@
-"""The fused operators and the tiles: log-sum-exp forward, and a backward that takes a merged output."""
+"""The fused operators: log-sum-exp forward, and a backward that takes a merged output."""
 
 import pytest
 import torch
 
 from attention.fused import fused_attention, fused_attention_backward, pad_heads, supports_fused
-from attention.tiled import prefers_tiles, tiled_attention_backward
 from tests.tolerance import assert_close
 
 
@@ -21,17 +20,10 @@ def padded_backward(grad_out, q, k, v, out, lse, mask, scale):
     return [grad[..., : x.shape[-1]] for grad, x in zip(grads, (q, k, v), strict=True)]
 
 
-def tiled_backward(grad_out, q, k, v, out, *rest):
-    return tiled_attention_backward(grad_out, q, k, v, (grad_out * out).sum(-1), *rest)
-
-
-@pytest.mark.parametrize("backward", [padded_backward, tiled_backward])
-@pytest.mark.parametrize("tile_scores", [12, 40, 1 << 20])
 @pytest.mark.parametrize("sizes", [(9, 5, 3, 8), (4, 7, 6, 6), (5, 4, 8, 2), (1, 1, 1, 1)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_halves_of_a_softmax_merge(sizes, masked, backward, tile_scores, monkeypatch):
+def test_halves_of_a_softmax_merge(sizes, masked):
     """Attention to all keys from attention to each half, both passes; one block's second half is wholly masked."""
-    monkeypatch.setattr("attention.tiled.TILE_SCORES", tile_scores)
     q, k, v = blocks(sizes[0], 2 * sizes[1], *sizes[2:])
     num_keys = sizes[1]
     mask = torch.zeros(3, 2 * num_keys, dtype=torch.bool)
@@ -57,20 +49,20 @@ def test_halves_of_a_softmax_merge(sizes, masked, backward, tile_scores, monkeyp
     assert_close(out, truth)
 
     grads = [
-        backward(weight, q, k[:, half], v[:, half], out, lse, mask[:, half] if masked else None, 0.9) for half in halves
+        padded_backward(weight, q, k[:, half], v[:, half], out, lse, mask[:, half] if masked else None, 0.9)
+        for half in halves
     ]
     assert_close(grads[0][0] + grads[1][0], true_grads[0])
     for i in (1, 2):
         assert_close(torch.cat([grads[0][i], grads[1][i]], dim=1), true_grads[i])
 
 
-@pytest.mark.parametrize("backward", [padded_backward, tiled_backward])
-def test_nothing_to_attend_to(backward):
+def test_nothing_to_attend_to():
     q, k, v = blocks(4, 3, 2, 8)
     mask = torch.ones(3, 3, dtype=torch.bool)
     out, lse = fused_attention(*pad_heads(q, k, v, masked=True), mask, 1.0)
     assert (out == 0).all() and (lse == -torch.inf).all()
-    for grad in backward(torch.ones(3, 4, 8, dtype=q.dtype), q, k, v, out, lse, mask, 1.0):
+    for grad in padded_backward(torch.ones(3, 4, 8, dtype=q.dtype), q, k, v, out, lse, mask, 1.0):
         assert (grad == 0).all()
 
 
@@ -78,5 +70,3 @@ def test_support():
     assert supports_fused(torch.device("cpu"), torch.float64)
     assert not supports_fused(torch.device("cuda"), torch.float64)
     assert not supports_fused(torch.device("meta"), torch.float32)
-    q, _, v = blocks(2, 2, 24, 96)
-    assert prefers_tiles(q, v) and not prefers_tiles(v, v) and not prefers_tiles(q.bfloat16(), v.bfloat16())

@@ -9,6 +9,7 @@ from attention.hrr.naive import bind_fft, bind_loop, naive_hrr_attention, unbind
 from tests.tolerance import assert_close, assert_no_worse
 
 DIMS = [1, 2, 7, 15, 16]
+BACKENDS = ["plain", "chunked"]
 
 
 def inputs(shape, dtype=torch.float32):
@@ -48,16 +49,17 @@ def test_unbinding_recovers_what_was_bound():
     assert torch.cosine_similarity(recovered, other, dim=-1).mean().abs() < 0.05
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("operations", [(bind_loop, unbind_loop), (bind_fft, unbind_fft)])
 @pytest.mark.parametrize("shape", [(2, 3, 17, 8), (1, 2, 5, 15), (2, 1, 9, 1), (1, 1, 1, 4)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_fast_form_equals_the_naive_twin(shape, masked, operations):
+def test_fast_forms_equal_the_naive_twin(shape, masked, operations, backend):
     leaves = inputs(shape)
     mask = None
     if masked:
         mask = torch.rand(shape[0], shape[2]) < 0.5
         mask[:, 0] = False
-    out, weights = hrr_attention(*leaves, mask, return_weights=True)
+    out, weights = hrr_attention(*leaves, mask, return_weights=True, backend=backend)
     truth, true_weights = naive_hrr_attention(*leaves, mask, *operations)
     assert_close(out, truth)
     assert_close(weights, true_weights)
@@ -65,15 +67,25 @@ def test_fast_form_equals_the_naive_twin(shape, masked, operations):
         assert (ours - theirs).abs().max() <= 1e-5 * max(leaf.abs().max() for leaf in leaves)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    """Of outputs and weights; a row whose tokens are all masked included."""
     leaves = inputs((2, 2, 5, 3), torch.float64)
     mask = torch.tensor([[False, True, False, False, True], [True] * 5])
-    assert torch.autograd.gradcheck(lambda *x: hrr_attention(*x, mask), leaves)
-    assert torch.autograd.gradcheck(lambda *x: hrr_attention(*x), leaves)
+    for options in ({}, {"key_padding_mask": mask}):
+        assert torch.autograd.gradcheck(
+            lambda *x, options=options: hrr_attention(*x, **options, return_weights=True, backend=backend), leaves
+        )
 
 
+def test_plain_expression_is_twice_differentiable():
+    leaves = inputs((1, 1, 4, 3), torch.float64)
+    assert torch.autograd.gradgradcheck(lambda *x: hrr_attention(*x, backend="plain"), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_no_worse_than_plain(dtype):
+def test_low_precision_is_no_worse_than_rounding_everywhere(dtype, backend):
     """Plain: the same products with every intermediate rounded to the low precision."""
     low = inputs((2, 2, 33, 8), dtype)
     q, k, v = low
@@ -81,31 +93,40 @@ def test_low_precision_is_no_worse_than_plain(dtype):
     retrieved = unbind(bound, q)
     plain = torch.softmax(torch.cosine_similarity(v, retrieved, dim=-1), dim=-1)[..., None] * v
     truth = naive_hrr_attention(*(x.double() for x in low))[0]
-    out = hrr_attention(*low)
+    out = hrr_attention(*low, backend=backend)
     assert_no_worse(out, plain, truth)
+    grads, true_grads = (torch.autograd.grad(x.square().sum(), low) for x in (out, truth))
     with torch.autocast("cpu", dtype):
-        assert torch.equal(hrr_attention(*low), out)
+        cast = hrr_attention(*low, backend=backend)
+    assert torch.equal(cast, out)
+    assert all(map(torch.equal, torch.autograd.grad(cast.square().sum(), low), grads))
+    for ours, theirs in zip(grads, true_grads, strict=True):
+        assert_close(ours.float(), theirs, 2 * torch.finfo(dtype).eps)
 
 
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_nothing(backend):
     q, k, v = inputs((2, 2, 12, 6))
     mask = torch.arange(12) >= torch.tensor([[12], [7]])
-    out, weights = hrr_attention(q, k, v, mask, return_weights=True)
-    assert_close(out[1:, :, :7], hrr_attention(*(x[1:, :, :7] for x in (q, k, v))))
+    out, weights = hrr_attention(q, k, v, mask, return_weights=True, backend=backend)
+    assert_close(out[1:, :, :7], hrr_attention(*(x[1:, :, :7] for x in (q, k, v)), backend=backend))
     assert (out[1, :, 7:] == 0).all() and (weights[1, :, 7:] == 0).all()
 
 
-def test_masked_tokens_may_enter_the_superposition():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_tokens_may_enter_the_superposition(dtype, backend):
     """The original's treatment: other weights, and uniform ones where every token is masked."""
-    q, k, v = inputs((2, 1, 8, 4))
+    q, k, v = inputs((2, 1, 8, 4), dtype)
     mask = torch.zeros(2, 8, dtype=torch.bool)
     mask[0, 5:] = True
     mask[1] = True
-    _, ours = hrr_attention(q, k, v, mask, return_weights=True)
-    _, original = hrr_attention(q, k, v, mask, return_weights=True, mask_superposition=False)
+    _, ours = hrr_attention(q, k, v, mask, return_weights=True, backend=backend)
+    _, original = hrr_attention(q, k, v, mask, return_weights=True, mask_superposition=False, backend=backend)
     assert not torch.allclose(ours[0], original[0]) and (original[0, :, 5:] == 0).all()
-    assert (ours[1] == 0).all() and torch.allclose(original[1], torch.tensor(1 / 8))
-    assert torch.equal(HRRAttention(mask_superposition=False)(q, k, v, mask), original[..., None] * v)
+    assert (ours[1] == 0).all() and torch.equal(original[1], torch.full((1, 8), 1 / 8, dtype=dtype))
+    module = HRRAttention(mask_superposition=False, backend=backend)
+    assert torch.equal(module(q, k, v, mask), original[..., None] * v)
 
 
 def test_weights_lie_in_the_documented_range():
@@ -115,18 +136,41 @@ def test_weights_lie_in_the_documented_range():
     assert_close(weights.sum(-1), torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-6, 1e6])
-def test_any_scale_is_finite(scale):
+def test_any_scale_is_finite(scale, backend):
     leaves = [(x * scale).detach().requires_grad_() for x in inputs((1, 2, 9, 8))]
-    out = hrr_attention(*leaves)
+    out = hrr_attention(*leaves, backend=backend)
     grads = torch.autograd.grad(out.sum(), leaves)
     assert all(x.isfinite().all() for x in (out, *grads))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_vectors_have_cosine_zero_and_pass_on_no_gradient_of_it(backend):
+    q, k, v = (x.detach() for x in inputs((1, 1, 6, 4)))
+    q[..., 1, :] = 0.0
+    v[..., 2, :] = 0.0
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out, weights = hrr_attention(*leaves, return_weights=True, backend=backend)
+    assert_close(weights[..., 1] / weights[..., 2], torch.ones(1, 1))
+    grad_q, _, grad_v = torch.autograd.grad(weights.square().sum(), leaves)
+    assert (grad_q[..., 1, :] == 0).all() and (grad_v[..., 2, :].abs() < 1).all()
+    assert (grad_q[..., 0, :] != 0).any()
 
 
 def test_cosines_do_not_depend_on_the_scale():
     q, k, v = inputs((1, 2, 9, 8))
     weights = hrr_attention(q, k, v, return_weights=True)[1]
     assert_close(hrr_attention(1e-4 * q, 1e-4 * k, 1e-4 * v, return_weights=True)[1], weights)
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(ValueError, match="plain, chunked, triton"):
+        HRRAttention(backend="fft")
+    with pytest.raises(ValueError, match="CUDA"):
+        hrr_attention(*inputs((1, 1, 2, 4)), backend="triton")
+    with pytest.raises(ValueError, match="plain, chunked, triton"):
+        hrr_attention(*inputs((1, 1, 2, 4)), backend="fast")
 
 
 def test_layer_has_the_parameters_of_multi_head_attention():

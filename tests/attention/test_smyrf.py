@@ -1,14 +1,15 @@
-"""SMYRF attention: every back-end against the naive twin and the multiset softmax, at odd sizes and with masks."""
+"""SMYRF attention: every back-end against the naive twin and a dense oracle, at odd sizes and with masks."""
 
 import pytest
 import torch
 
 from attention import SmyrfAttention, clustered_attention, dense_attention, smyrf_attention
 from attention.smyrf.naive import naive_clustered_attention
-from tests.reference import multiset_attention
+from tests.reference import clustered_oracle
 from tests.tolerance import assert_close, assert_no_worse
 
 BACKENDS = ["einsum", "flash"]
+MERGES = ["multiset", "union"]
 # (B, H, Nq, Nk, D, Dv), (q_cluster_size, k_cluster_size), whether sizes divide lengths
 DIVIDED = [
     ((2, 3, 32, 32, 6, 6), (8, 8)),
@@ -54,24 +55,70 @@ def assert_same(out, truth, leaves):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape, sizes", DIVIDED)
-def test_equals_the_naive_twin(shape, sizes, dtype, backend):
+def test_equals_the_naive_twin(shape, sizes, dtype, merge, backend):
     leaves, projections = inputs(shape, dtype)
-    out, orders = smyrf_attention(*leaves, projections, *sizes, scale=0.8, backend=backend, return_clusters=True)
-    assert_same(out, naive_clustered_attention(*leaves, *orders, *sizes, 0.8), leaves)
+    options = {"scale": 0.8, "backend": backend, "merge": merge}
+    out, orders = smyrf_attention(*leaves, projections, *sizes, **options, return_clusters=True)
+    assert_same(out, naive_clustered_attention(*leaves, *orders, *sizes, 0.8, merge=merge), leaves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape, sizes", DIVIDED + RAGGED)
-def test_equals_the_multiset_softmax(shape, sizes, masked, backend):
-    """Any length, any mask; a key met in two rounds counts twice."""
+def test_equals_the_dense_matrix(shape, sizes, masked, merge, backend):
+    """Any length, any mask; a key met in two rounds counts twice or once."""
     leaves, projections = inputs(shape)
     mask = random_mask(shape[0], shape[3]) if masked else None
-    options = {"scale": 0.8, "key_padding_mask": mask}
+    options = {"scale": 0.8, "key_padding_mask": mask, "merge": merge}
     out, orders = smyrf_attention(*leaves, projections, *sizes, **options, backend=backend, return_clusters=True)
-    assert_same(out, multiset_attention(*leaves, *orders, *sizes, 0.8, mask), leaves)
+    assert_same(out, clustered_oracle(*leaves, *orders, *sizes, **options), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("merge", MERGES)
+def test_huge_scores(merge, backend):
+    """In a union, what is left of a round may lie thousands below a score that counted in an earlier round."""
+    leaves, projections = inputs((1, 2, 24, 24, 4, 4), torch.float64)
+    options = {"scale": 1000.0, "merge": merge}
+    out, orders = smyrf_attention(*leaves, projections, 8, 8, **options, backend=backend, return_clusters=True)
+    assert_same(out, clustered_oracle(*leaves, *orders, 8, 8, **options), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("window", [0, 1, 5, 100])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length, size", [(37, 8), (150, 75), (5, 8), (3, 1)])
+def test_causal_mask(length, size, masked, window, merge, backend):
+    leaves, projections = inputs((2, 2, length, length, 5, 7))
+    mask = random_mask(2, length) if masked else None
+    options = {"scale": 0.8, "key_padding_mask": mask, "merge": merge, "causal_mask": True, "window": window}
+    out, orders = smyrf_attention(*leaves, projections, size, size, **options, backend=backend, return_clusters=True)
+    assert_same(out, clustered_oracle(*leaves, *orders, size, size, **options), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_causal_cluster_is_causal_attention(backend):
+    """In a union; a multiset counts the band twice."""
+    leaves, projections = inputs((2, 2, 70, 70, 4, 6))
+    options = {"merge": "union", "causal_mask": True, "window": 9, "backend": backend}
+    out = smyrf_attention(*leaves, projections, 70, 70, **options)
+    assert_same(out, torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("causal_mask", [False, True])
+def test_bounded_scores_change_nothing(causal_mask, merge, backend):
+    leaves, projections = inputs((2, 1, 64, 64, 4, 6))
+    options = {"merge": merge, "causal_mask": causal_mask, "window": 3 * causal_mask, "backend": backend}
+    for max_score_bytes in (1, 4 * 16 * 16, 4 * 16 * 40):
+        bounded = smyrf_attention(*leaves, projections, 16, 16, **options, max_score_bytes=max_score_bytes)
+        assert_same(bounded, smyrf_attention(*leaves, projections, 16, 16, **options), leaves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -86,22 +133,24 @@ def test_one_cluster_is_dense_attention(shape, masked, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend):
+@pytest.mark.parametrize("merge", MERGES)
+def test_gradcheck(merge, backend):
     leaves, projections = inputs((2, 1, 7, 5, 2, 3), torch.float64, num_hashes=2)
     mask = torch.tensor([[False, True, False, False, True], [True] * 5])
     orders = smyrf_attention(*leaves, projections, 3, 2, key_padding_mask=mask, return_clusters=True)[1]
 
     def attend(q, k, v):
-        return clustered_attention(q, k, v, *orders, 3, 2, key_padding_mask=mask, backend=backend)
+        return clustered_attention(q, k, v, *orders, 3, 2, key_padding_mask=mask, backend=backend, merge=merge)
 
     assert torch.autograd.gradcheck(attend, leaves)
 
 
-def test_einsum_has_second_derivatives():
+@pytest.mark.parametrize("options", [{}, {"merge": "union"}, {"causal_mask": True, "window": 1}], ids=str)
+def test_einsum_has_second_derivatives(options):
     leaves, projections = inputs((1, 1, 5, 5, 2, 2), torch.float64, num_hashes=2)
     orders = smyrf_attention(*leaves, projections, 2, 2, return_clusters=True)[1]
     assert torch.autograd.gradgradcheck(
-        lambda q, k, v: clustered_attention(q, k, v, *orders, 2, 2, backend="einsum"), leaves
+        lambda q, k, v: clustered_attention(q, k, v, *orders, 2, 2, backend="einsum", **options), leaves
     )
 
 
@@ -206,8 +255,16 @@ def test_unequal_cluster_counts_name_both_and_suggest():
 
 def test_mistakes_list_the_valid_choices():
     (q, k, v), projections = inputs((1, 1, 16, 16, 4, 4))
-    with pytest.raises(ValueError, match="'triton'.*auto, einsum, flash"):
-        smyrf_attention(q, k, v, projections, 8, 8, backend="triton")
+    with pytest.raises(ValueError, match="backend 'fused'.*auto, einsum, flash, triton"):
+        smyrf_attention(q, k, v, projections, 8, 8, backend="fused")
+    with pytest.raises(ValueError, match="merge 'sum'.*multiset, union"):
+        SmyrfAttention(2, 8, 8, merge="sum")
+    with pytest.raises(ValueError, match="causal mask needs as many keys as queries, not 8 for 16"):
+        smyrf_attention(q, k[:, :, :8], v[:, :, :8], projections, 8, 4, causal_mask=True)
+    with pytest.raises(ValueError, match="window counts"):
+        SmyrfAttention(2, 8, 8, window=3)
+    with pytest.raises(ValueError, match="max_score_bytes must be positive"):
+        SmyrfAttention(2, 8, 8, max_score_bytes=0)
     with pytest.raises(ValueError, match="xbox\\+, xbox, h2lsh, l2lsh"):
         SmyrfAttention(2, 8, 8, transform="xbox-")
     with pytest.raises(ValueError, match="e2lsh, voronoi, cross-polytope"):
@@ -234,7 +291,7 @@ def test_flash_on_cuda(shape, sizes, dtype, masked):
     options = {"scale": 0.8, "key_padding_mask": mask}
     plain, orders = smyrf_attention(*leaves, projections, *sizes, **options, backend="einsum", return_clusters=True)
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    truth = multiset_attention(*exact, *orders, *sizes, 0.8, mask)
+    truth = clustered_oracle(*exact, *orders, *sizes, 0.8, mask)
     device = [x.detach().cuda().requires_grad_() for x in leaves]
     on_device = [None if x is None else x.cuda() for x in (*orders, mask)]
     out = clustered_attention(*device, *on_device[:2], *sizes, 0.8, on_device[2], backend="flash")

@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from biggan.data import open_images
 from biggan.data.packed import read_packed, write_packed
-from biggan.data.progress import track
 from runtime.cli import run_command
 from runtime.errors import UserError
+from runtime.progress import track
 from tools import prepare_images
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -242,7 +242,7 @@ def test_wrong_resolution():
 
 
 def test_progress_is_plain_lines_without_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr("biggan.data.progress._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("runtime.progress._SECONDS_BETWEEN_LINES", 0)
     assert list(track("abc", 3, "decoding")) == list("abc")
     assert capsys.readouterr().err.splitlines()[-1].startswith("decoding: 3 of 3, ")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

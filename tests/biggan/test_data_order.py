@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from biggan.data import ImageDataset
-from biggan.data.hashing import hash64, uniform
+from runtime.hashing import hash64, uniform
 
 
 def numbered(count=23, resolution=4):

@@ -35,8 +35,9 @@ def test_nonsaturating_losses_are_cross_entropies():
 
 def test_orthogonal_gradient_is_that_of_the_penalty():
     torch.manual_seed(0)
-    model = Generator(resolution=32, channels=8, dim_z=5, num_classes=3, shared_dim=4, attention_resolutions=(),
-                      attention="dense").double()
+    model = Generator(
+        resolution=32, channels=8, dim_z=5, num_classes=3, shared_dim=4, attention_resolutions=(), attention="dense"
+    ).double()
     for parameter in model.parameters():
         parameter.data.normal_()
         parameter.grad = torch.ones_like(parameter)

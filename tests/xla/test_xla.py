@@ -1,138 +1,200 @@
 """torch-xla on its CPU device: one program a step, the CPU's numbers, and one device's numbers on four.
 
-The programs run in processes of their own (see program.py). What they are held to on a TPU is the same, except time.
+The programs run in processes of their own (see gan_program.py), for PJRT fixes the number of devices once for each.
+What they are held to on a TPU is the same, except time.
+
+Numbers are compared in float64, with the preset's own optimizer: there two ways to compute the same thing agree in
+every parameter. In float32 they cannot: Adam makes steps of up to the learning rate out of gradients that are rounding
+noise (those of a bias before a batch norm are nothing else), on one CPU too. So of float32 it is asked that it be as
+near to the numbers in float64 on xla as on the CPU.
 """
 
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import gan_program
 import pytest
 import torch
+from launch import ROOT, run, run_processes
 
 pytestmark = [
     pytest.mark.xla,
     pytest.mark.skipif(importlib.util.find_spec("torch_xla") is None, reason="needs torch_xla"),
 ]
-ROOT = Path(__file__).parents[2]
 NETWORKS = ("generator", "discriminator", "ema_generator")
 
 
-def run(command, num_devices=1, flags=""):
-    """Runs `python *command` with torch-xla's CPU device and returns its standard error."""
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU",
-        "CPU_NUM_DEVICES": str(num_devices),
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 {flags}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+def run_on_xla(command, num_devices=1, flags=""):
+    flags = f"--xla_backend_optimization_level=0 {flags}"
+    return run(command, PJRT_DEVICE="CPU", CPU_NUM_DEVICES=num_devices, XLA_FLAGS=flags)
 
 
-def run_program(name, out, options, **where):
-    run([ROOT / "tests" / "xla" / "program.py", name, out, json.dumps(options)], **where)
+def run_program(out, options, **where):
+    run_on_xla([ROOT / "tests" / "gan_program.py", out, json.dumps({"device": "xla"} | options)], **where)
     return torch.load(out)
 
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
-    return run_program("train", tmp_path_factory.mktemp("cpu") / "out.pt", {"device": "cpu", "samples": 12})
+    out = tmp_path_factory.mktemp("cpu") / "out.pt"
+    gan_program.main(out, "cpu", {"float32": {"samples": 12}, "float64": {"float64": True}}, features_of=3)
+    return torch.load(out)
 
 
 @pytest.fixture(scope="module")
 def on_xla(tmp_path_factory):
-    return run_program("train", tmp_path_factory.mktemp("xla") / "out.pt", {"steps": 20, "samples": 12})
+    runs = {
+        "float32": {"steps": 20, "samples": 12},
+        "float64": {"float64": True},
+        "bfloat16": {"precision": "bfloat16", "steps": 5},
+    }
+    return run_program(tmp_path_factory.mktemp("xla") / "out.pt", {"runs": runs})
 
 
 @pytest.fixture(scope="module")
 def on_four_devices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spmd")
-    dump = f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text"
-    return run_program("train", folder / "out.pt", {}, num_devices=4, flags=dump) | {"folder": folder / "dump"}
+    runs = {
+        "float64": {"float64": True, "samples": 12},
+        "sharded": {"float64": True, "steps": 5, "shard_parameters": True},
+    }
+    dump = f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=step.*"
+    options = {"runs": runs, "features_of": 3}
+    return run_program(folder / "out.pt", options, num_devices=4, flags=dump) | {"folder": folder / "dump"}
 
 
-def assert_one_program_a_step(counters):
-    """`counters` after each step: nothing compiles after the third, each executes one program, nothing falls back."""
-    assert counters[-1]["compilations"] == counters[2]["compilations"]
-    assert counters[-1]["executions"] - counters[2]["executions"] == len(counters) - 3
-    assert not [name for name in counters[-1] if name.startswith("aten::")]
+def assert_one_program(counters):
+    """`counters` before and after each step: only the first compiles, each runs one program, and nothing falls back.
+
+    A checkpoint was loaded after the third: that costs no compilation either.
+    """
+    compiled = [after["compilations"] - before["compilations"] for before, after in counters]
+    assert compiled == [1] + [0] * (len(counters) - 1)
+    assert {after["executions"] - before["executions"] for before, after in counters} == {1}
+    assert not [name for name in counters[-1][1] if name.startswith("aten::")]
 
 
-def members(order, num_clusters=2):
-    """The tokens of each cluster; their order inside it, which rounding may change, has no effect."""
-    return order.unflatten(-1, (num_clusters, -1)).sort(dim=-1).values
-
-
-def assert_same_numbers(found, expected):
+def assert_same_numbers(found, expected, tolerance=1e-8):
+    """Of every parameter and statistic, relative to the largest of its tensor, and of every value for the log."""
     for network in NETWORKS:
         for name, tensor in expected["state"][network].items():
             error = (found["state"][network][name] - tensor).abs().max() / tensor.abs().max()
-            assert error <= 1e-4, (network, name, error)
-    for name, value in expected["values"].items():
-        assert found["values"][name] == pytest.approx(value, rel=1e-4), name
+            assert error <= tolerance, (network, name, error)
+    assert found["values"] == pytest.approx(expected["values"], rel=tolerance)
 
 
-def assert_same_clusters(found, expected):
-    for found_order, order in zip(found["clusters"], expected["clusters"], strict=True):
-        assert torch.equal(members(found_order), members(order))
+def assert_same_clusters(found, expected, share=1.0, num_clusters=2):
+    """At least this share of the tokens of every attention is in the same cluster."""
+    for orders in zip(found["clusters"], expected["clusters"], strict=True):
+        first, second = (order.argsort(dim=-1) * num_clusters // order.shape[-1] for order in orders)
+        assert (first == second).float().mean() >= share
 
 
-def test_one_program_a_step(on_xla):
-    assert_one_program_a_step(on_xla["counters"][:-1])
+def distance(found, truth):
+    """Of all parameters and statistics, as one vector."""
+    pairs = [(found["state"][n][name].double(), x) for n in NETWORKS for name, x in truth["state"][n].items()]
+    return math.sqrt(sum((x - y).square().sum() for x, y in pairs) / sum(y.square().sum() for _, y in pairs))
 
 
-def test_sampling_is_one_program_a_batch(on_xla):
-    before, after = on_xla["counters"][-2:]
-    assert after["executions"] - before["executions"] == 2  # 12 images by 8
-    assert after["compilations"] - before["compilations"] == 1
-    assert not [name for name in after if name.startswith("aten::")]
+@pytest.mark.parametrize("name", ["float32", "float64", "bfloat16"])
+def test_one_program_a_step(on_xla, name):
+    assert_one_program(on_xla[name]["counters"])
+
+
+@pytest.mark.parametrize("name", ["float64", "sharded"])
+def test_one_program_a_step_on_four_devices(on_four_devices, name):
+    assert_one_program(on_four_devices[name]["counters"])
+
+
+def test_sampling_is_one_program_a_batch(on_xla, on_four_devices):
+    for counters in (on_xla["float32"]["counters_of_images"], on_four_devices["float64"]["counters_of_images"]):
+        before, after = counters
+        assert after["executions"] - before["executions"] == 2  # 12 images by 8
+        assert after["compilations"] - before["compilations"] == 1
+        assert not [name for name in after if name.startswith("aten::")]
 
 
 def test_three_steps_give_the_numbers_of_the_cpu(on_xla, on_cpu):
-    assert_same_numbers(on_xla, on_cpu)
-    assert_same_clusters(on_xla, on_cpu)
+    assert_same_numbers(on_xla["float64"], on_cpu["float64"])
+    assert_same_clusters(on_xla["float64"], on_cpu["float64"])
+
+
+def test_float32_is_as_near_to_the_truth_as_on_the_cpu(on_xla, on_cpu):
+    truth, found, expected = on_cpu["float64"], on_xla["float32"], on_cpu["float32"]
+    assert distance(found, truth) <= 2 * distance(expected, truth) + 1e-6
+    assert found["values"] == pytest.approx(expected["values"], rel=1e-3)
+    assert_same_clusters(found, expected, share=0.99)  # a token at a border may cross it
 
 
 def test_four_devices_give_the_numbers_of_one(on_four_devices, on_xla):
-    assert_same_numbers(on_four_devices, on_xla)
-    assert_same_clusters(on_four_devices, on_xla)
-    assert_one_program_a_step(on_four_devices["counters"][:-1])
+    assert_same_numbers(on_four_devices["float64"], on_xla["float64"])
+    assert_same_clusters(on_four_devices["float64"], on_xla["float64"])
 
 
-def test_devices_exchange_nothing_but_sums(on_four_devices):
-    """No activation is gathered: every collective of the partitioned program is a sum, none with a batch in it."""
-    programs = [path.read_text() for path in on_four_devices["folder"].glob("*.step.*after_optimizations.txt")]
-    program = max(programs, key=len)
+def test_sharded_parameters_and_checkpointed_activations_change_nothing(on_four_devices, on_xla):
+    assert_same_numbers(on_four_devices["sharded"], on_xla["float64"])
+
+
+def collectives(program):
+    """(operation, shape) of everything that the devices exchange."""
+    kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
+    found = re.findall(rf"= \(?\w+\[([\d,]*)\]\S* ({kinds})(?:-start)?\(", program)
+    return {(kind, tuple(map(int, shape.split(","))) if shape else ()) for shape, kind in found}
+
+
+def step_programs(folder):
+    """The partitioned programs of the steps in float32, by whether parameters enter them in parts.
+
+    (In float64 the partitioner knows no gradient of max pooling.)
+    """
+    programs = [path.read_text() for path in folder.glob("*.step.*after_optimizations.txt")]
+    steps = sorted((program for program in programs if "f64[" not in program), key=len)[-2:]
+    in_parts = re.compile(r"f32\[\d+,\d+,3,3\]\S* parameter\(\d+\), sharding=\{devices=")
+    return {bool(in_parts.search(program)): program for program in steps}
+
+
+def test_devices_exchange_nothing_but_sums_of_statistics_and_gradients(on_four_devices):
+    """No activation is gathered, and none is summed: what is exchanged has the shape of a parameter or statistic."""
+    program = step_programs(on_four_devices["folder"])[False]
     assert "sharding={devices=[1,4" in program  # the batch is dealt
-    collectives = re.findall(r"= \S+ (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?\(", program)
-    assert set(collectives) == {"all-reduce"}
+    assert {kind for kind, _ in collectives(program)} == {"all-reduce"}
+    assert_shapes_of_parameters(on_four_devices, {shape for _, shape in collectives(program)})
 
 
-def test_features_of_the_fid_network(tmp_path):
-    found = run_program("features", tmp_path / "xla.pt", {})
-    expected = run_program("features", tmp_path / "cpu.pt", {"device": "cpu"})
-    scale = expected["features"].abs().max()
-    torch.testing.assert_close(found["features"], expected["features"], rtol=0, atol=1e-4 * scale)
-    first, _, last = found["counters"]
-    assert last["compilations"] == first["compilations"] and last["executions"] == first["executions"] + 2
-    assert not [name for name in last if name.startswith("aten::")]
+def test_of_sharded_parameters_devices_exchange_weights_and_gradients(on_four_devices):
+    """Weights are gathered, activations are not."""
+    program = step_programs(on_four_devices["folder"])[True]
+    assert {kind for kind, _ in collectives(program)} <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert "all-gather" in {kind for kind, _ in collectives(program)}
+    assert_shapes_of_parameters(on_four_devices, {shape for _, shape in collectives(program)})
 
 
-def test_bfloat16_keeps_float32_weights_and_one_program(tmp_path):
-    found = run_program("train", tmp_path / "out.pt", {"precision": "bfloat16", "steps": 5})
+def assert_shapes_of_parameters(found, shapes):
+    """XLA may transpose a gradient before it sums it, and drop dimensions of size 1."""
+
+    def core(shape):
+        return tuple(sorted(n for n in shape if n > 1))
+
+    known = {core(x.shape) for network in NETWORKS for x in found["float64"]["state"][network].values()} | {()}
+    assert not [shape for shape in shapes if core(shape) not in known]
+
+
+def test_features_of_the_fid_network(on_four_devices, on_cpu):
+    """Six images at a time, dealt to four devices as eight."""
+    found, expected = on_four_devices["features"], on_cpu["features"]["features"]
+    torch.testing.assert_close(found["features"], expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    compiled = [after["compilations"] - before["compilations"] for before, after in found["counters"]]
+    executed = [after["executions"] - before["executions"] for before, after in found["counters"]]
+    assert compiled == [0, 0, 0] and executed == [1, 1, 1]  # the statistics of the data have compiled it
+    assert not [name for name in found["counters"][-1][1] if name.startswith("aten::")]
+
+
+def test_bfloat16_keeps_float32_weights(on_xla):
+    found = on_xla["bfloat16"]
     assert {tensor.dtype for network in NETWORKS for tensor in found["state"][network].values()} == {torch.float32}
     assert all(math.isfinite(value) for value in found["values"].values())
-    assert_one_program_a_step(found["counters"][:-1])
 
 
 TRAIN = (
@@ -145,8 +207,7 @@ TRAIN = (
 def test_a_run_moves_from_the_cpu_to_xla_and_back(tmp_path):
     """Three times four steps: each continues the checkpoint of the one before it, and reads it without torch_xla."""
     for device, kimg in (("cpu", 0.016), ("xla", 0.032), ("cpu", 0.048)):
-        command = [*TRAIN, "--out", tmp_path, "--device", device, "--total-kimg", kimg]
-        said = run(command)
+        said = run_on_xla([*TRAIN, "--out", tmp_path, "--device", device, "--total-kimg", kimg])
         if device == "xla":
             assert re.search(r"^compilations \d+  executions \d+$", said, re.MULTILINE)  # and no fallback after them
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
@@ -156,12 +217,23 @@ def test_a_run_moves_from_the_cpu_to_xla_and_back(tmp_path):
     assert steps == {12.0}
 
 
-def test_checkpointed_activations_on_xla(on_xla, tmp_path):
-    found = run_program("train", tmp_path / "out.pt", {"checkpoint_activations": "blocks"})
-    assert_same_numbers(found, on_xla)
-
-
 @pytest.mark.slow
 def test_one_program_a_step_of_celebahq128_smyrf(tmp_path):
-    found = run_program("train", tmp_path / "out.pt", {"preset": "celebahq128", "steps": 20})
-    assert_one_program_a_step(found["counters"][:-1])
+    runs = {"run": {"preset": "celebahq128", "steps": 20}}
+    assert_one_program(run_program(tmp_path / "out.pt", {"runs": runs})["run"]["counters"])
+
+
+def test_two_hosts_agree_and_the_first_writes(tmp_path):
+    """What of a slice can be run here (see hosts_program.py)."""
+    command = [ROOT / "tests" / "xla" / "hosts_program.py", tmp_path]
+    run_processes(2, command, PJRT_DEVICE="CPU", CPU_NUM_DEVICES=2)
+    hosts = [torch.load(tmp_path / f"{i}.pt") for i in range(2)]
+    assert [host["who"] for host in hosts] == [(0, 2, True, 2), (1, 2, False, 2)]
+    assert [host["written"] for host in hosts] == [["step-00000001.pt"], False]
+    batch = torch.arange(24).view(3, 8)
+    for host in hosts:
+        assert host["asked to stop"] == [False, False, False, True, False]
+        assert host["from main"] == 0 and host["refused"] == "no such file"
+        assert torch.equal(host["own"], batch) and torch.equal(host["sums"], batch.sum(1))
+        assert torch.equal(host["doubled"], 2 * batch.T)
+        assert host["parts of a batch"] == 1  # one program has the whole batch, and no sum is left to the host

@@ -1,0 +1,160 @@
+"""The rounds of clustered attention in tiles: gather a tile's rows, compute, put the results in the tokens' places.
+
+Forward: rounds are merged into the running output by log-sum-exp.
+Backward: with the merged output O and log-sum-exp L of a query, every round's weights are exp(s - L), so each cluster's
+share of the gradient follows from the *merged* O and L alone, and shares add up. What is kept between the passes is
+the inputs, the order, O and L: linear in the length, like one dense flash call. Nothing is gathered but a tile's rows.
+
+Legend: G = B·H sequences of N tokens, as (G·N, D) rows; R rounds of S blocks; M queries and N keys a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attention.smyrf.clusters import inverse_order
+from attention.smyrf.layout import Layout
+from attention.smyrf.pairs import Keys, Pairs
+from attention.tiled import HIDDEN, LN_2, LOG2_E, Hide, Scratch, slices, tile_backward, tile_forward_, tile_shape
+
+
+@torch.no_grad()
+def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
+    """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
+    work = _Work(layout, q, k)
+    q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), work.rows(v)], dim=1)
+    group_out, group_lse = work.group_buffer(v.shape[3]), work.group_buffer(1)  # (r·S, M, Dv), (r·S, M, 1)
+    out = lse = None
+    for rounds in work.groups():
+        for part in work.parts(rounds):
+            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split((k.shape[3], v.shape[3]), dim=2)
+            for queries, q_rows, hide_, keep in work.queries(part):
+                q_tile = work.scratch.gather("q", q_all, q_rows)
+                places = group_out[part.place, queries], group_lse[part.place, queries]
+                tile_forward_(*places, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
+        outs, lses = work.by_token("out_by_token", rounds, group_out), work.by_token("lse_by_token", rounds, group_lse)
+        for round_out, round_lse in zip(outs, lses, strict=True):
+            if out is None:
+                out, lse = round_out.clone(), round_lse.clone()
+            else:
+                out.lerp_(round_out, torch.sigmoid((round_lse - lse) * LN_2))
+                lse = torch.maximum(lse, round_lse) + (1 + torch.exp2(-(lse - round_lse).abs())).log2()
+    if not layout.all_visible:
+        empty = lse < HIDDEN / 2
+        out.masked_fill_(empty, 0.0), lse.masked_fill_(empty, -torch.inf)
+    return out.to(q.dtype).view(*q.shape[:3], -1), lse.mul_(LN_2).view(q.shape[:3])
+
+
+@torch.no_grad()
+def attend_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; shapes as in `attend_forward`."""
+    work = _Work(layout, q, k)
+    grad_out = work.rows(grad_out)
+    delta = (grad_out * work.rows(out)).sum(dim=1, keepdim=True)  # (G·Nq, 1)
+    delta = delta if grad_lse is None else delta - grad_lse.reshape(-1, 1)
+    lse = lse.reshape(-1, 1) * LOG2_E
+    lse = lse.masked_fill(lse == -torch.inf, -HIDDEN)  # these queries saw no key: exp2(s - huge) = 0
+    q_all = torch.cat([work.rows(q) * (scale * LOG2_E), grad_out, delta, lse], dim=1)
+    kv_all = torch.cat([work.rows(k), work.rows(v)], dim=1)
+    q_sizes, kv_sizes = (q.shape[3], v.shape[3], 1, 1), (k.shape[3], v.shape[3])
+    grad_q, grad_kv = q_all.new_zeros(len(q_all), q.shape[3]), torch.zeros_like(kv_all)
+    group_grad = work.group_buffer(q.shape[3])  # (r·S, M, D)
+    for rounds in work.groups():
+        for part in work.parts(rounds):
+            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(kv_sizes, dim=2)
+            grad_k = grad_v = None
+            for queries, q_rows, hide_, keep in work.queries(part):
+                q_tile, grad_tile, delta, lse = work.scratch.gather("q", q_all, q_rows).split(q_sizes, dim=2)
+                group_grad[part.place, queries], grad_k, grad_v = tile_backward(
+                    grad_tile, q_tile, k_tile, v_tile, delta, lse, hide_, keep, grad_k, grad_v, work.scratch
+                )
+            grads = torch.cat([grad_k, grad_v], dim=1).transpose(1, 2)  # (S_t, N, D + Dv)
+            grad_kv.index_add_(0, part.k_rows.flatten(), grads.flatten(0, 1))
+        for round_grad in work.by_token("grad_by_token", rounds, group_grad):
+            grad_q += round_grad
+    grad_k, grad_v = grad_kv.split(kv_sizes, dim=1)
+    grads = grad_q.mul_(scale), grad_k * LN_2, grad_v.contiguous()
+    return tuple(grad.to(x.dtype).view(x.shape) for grad, x in zip(grads, (q, k, v), strict=True))
+
+
+class _Part(NamedTuple):
+    """Some blocks with their keys."""
+
+    blocks: slice  # counted through all rounds
+    place: slice  # counted from the first block of the group of rounds
+    k_rows: Tensor  # (S_t, N)
+    keys: Keys
+
+
+class _Work:
+    """What the two passes have in common: rounds in groups, their blocks in parts, and the queries of these in tiles.
+
+    Rounds so small that a tile holds all their blocks make one group of r rounds.
+    """
+
+    def __init__(self, layout: Layout, q: Tensor, k: Tensor) -> None:
+        self.layout = layout
+        self.scratch = Scratch(q.device, torch.promote_types(q.dtype, torch.float32))
+        self.num_rounds = len(layout.q_index)
+        self.q_rows = to_rows(layout.q_index, q.shape[2])  # (R·S, M)
+        self.k_rows = to_rows(layout.k_index, k.shape[2])  # (R·S, N)
+        self.num_blocks = len(self.q_rows) // self.num_rounds  # S
+        sizes = self.q_rows.shape[1], self.k_rows.shape[1]
+        self.part_blocks, self.tile_queries = tile_shape(*sizes, self.scratch, layout.max_score_bytes)
+        self.group_rounds = min(max(self.part_blocks // self.num_blocks, 1), self.num_rounds)  # r
+        self.pairs = Pairs(layout, self.q_rows, self.k_rows, (q.shape[2], k.shape[2]), self.scratch)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(B, H, N, D) -> (G·N, D), contiguous and in full precision."""
+        return x.flatten(0, 2).to(self.scratch.dtype).contiguous()
+
+    def group_buffer(self, dim: int) -> Tensor:
+        """(r·S, M, dim), for the results of a group."""
+        shape = (self.group_rounds * self.num_blocks, self.q_rows.shape[1], dim)
+        return torch.empty(shape, dtype=self.scratch.dtype, device=self.scratch.device)
+
+    def groups(self) -> Iterator[slice]:
+        return slices(0, self.num_rounds, self.group_rounds)
+
+    def parts(self, rounds: slice) -> Iterator[_Part]:
+        first, last = rounds.start * self.num_blocks, rounds.stop * self.num_blocks
+        for blocks in slices(first, last, self.part_blocks):
+            k_rows = self.k_rows[blocks]
+            place = slice(blocks.start - first, blocks.stop - first)
+            yield _Part(blocks, place, k_rows, self.pairs.of_keys(k_rows, blocks))
+
+    def queries(self, part: _Part) -> Iterator[tuple[slice, Tensor, Hide | None, Tensor | None]]:
+        """For every tile: its queries of each block, their rows (S_t, M_t), and the rules for its pairs."""
+        for queries in slices(0, self.q_rows.shape[1], self.tile_queries):
+            q_rows = self.q_rows[part.blocks, queries]
+            hide_ = None if self.layout.all_visible else partial(self.pairs.hide_, q_rows=q_rows, keys=part.keys)
+            yield queries, q_rows, hide_, self.pairs.keep(q_rows, part.keys, part.blocks)
+
+    def by_token(self, name: str, rounds: slice, results: Tensor) -> Iterator[Tensor]:
+        """A group's results (r·S, M, dim), round by round in the tokens' places: (G·N, dim), valid until the next."""
+        results = results.view(self.group_rounds, -1, results.shape[2])
+        for rows, result in zip(self.q_rows.view(self.num_rounds, -1)[rounds], results, strict=False):
+            out = self.scratch(name, *result.shape)
+            yield torch.index_select(result, 0, inverse_order(rows), out=out)
+
+
+def to_rows(index: Tensor, num_tokens: int) -> Tensor:
+    """Tokens of their sequence (R, B, H, L, M) -> rows among all sequences (R·B·H·L, M)."""
+    num_sequences = index.shape[1] * index.shape[2]
+    first_row = torch.arange(num_sequences, device=index.device).view(*index.shape[1:3], 1, 1) * num_tokens
+    return (index + first_row).flatten(0, 3)

@@ -1,0 +1,69 @@
+"""Finding the files of a task, and saying clearly what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from runtime.errors import UserError
+
+
+def locate(path: Path, wanted: Sequence[str], nested: Sequence[str], where: str) -> Path:
+    """The folder that holds all files or folders `wanted`: the path itself, or one of the `nested` ones below it.
+
+    Raises:
+        UserError: none does; `where` says which files are read and where to get them.
+    """
+    for folder in [path, *(path / name for name in nested)]:
+        missing = [name for name in wanted if not (folder / name).exists()]
+        if not missing:
+            return folder
+        if len(missing) < len(wanted):
+            raise UserError(f"{folder} has no {', '.join(missing)}. Needed: {where}")
+    below = f", nor in its folders {', '.join(nested)}" if nested else ""
+    raise UserError(f"found no {wanted[0]} in {path}{below}. Needed: {where}")
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """Names, sizes and times of change of some files or folders: other text where the files may be others."""
+    parts = []
+    for path in paths:
+        status = path.stat()
+        parts.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(parts)
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, in natural order.
+
+    Raises:
+        UserError: the folder, or one below it, cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in natural(name for name in files if not name.startswith("."))]
+    return found
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Names sorted so that 2.txt comes before 10.txt."""
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers from 1, without their ends; a last empty line is left out."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield number, line.rstrip(b"\r\n")
+
+
+def count_lines(path: Path) -> int:
+    """The number of line ends, read in large pieces."""
+    with path.open("rb") as file:
+        return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 22), b""))

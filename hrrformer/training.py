@@ -1,0 +1,295 @@
+"""A training run: feeds steps, writes ticks, validations and checkpoints, tests once at the end, resumes by itself.
+
+A run directory holds `config.json`, `stats.jsonl`, `checkpoints/`, `tensorboard/` and, once finished, `result.json`.
+All randomness of step n comes from (seed, n), so a resumed run is the uninterrupted one. Several processes each take
+their rows of every batch; the first of them writes the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrrformer.checkpoints import BEST, KIND, PRETRAINED, load_encoder, read_encoder
+from hrrformer.config import TrainConfig
+from hrrformer.data import TaskData
+from hrrformer.evaluation import Evaluator, majority_baseline
+from hrrformer.learner import Learner, build_classifier, compile_by_shape
+from hrrformer.phases import Phase, phases_of
+from hrrformer.result import FILE as RESULT
+from hrrformer.result import finish
+from hrrformer.run_setup import describe_data, fit_to_data, make_folders, open_data, refuse_other_run
+from runtime.checkpoint import BackgroundSaver, CheckpointFolder, load, write_atomically
+from runtime.config import to_dict
+from runtime.device import Device, open_device
+from runtime.distributed import parts_of_batch
+from runtime.errors import RunError
+from runtime.preemption import StopRequest
+from runtime.prefetch import prefetch
+from runtime.randomness import derive_seed
+from runtime.run_log import Progress, RunLog, RunningMeans
+
+PROFILED_STEPS = range(10, 13)  # counted from where the run starts or resumes: after all compilation
+COLLAPSE_AFTER = 1 / 3  # of the steps: a validation accuracy that is the majority's by then is worth a warning
+
+
+class Run:
+    """One run in its directory."""
+
+    def __init__(self, config: TrainConfig, data: TaskData, device: Device, folder: Path):
+        self.config, self.data, self.device, self.folder = config, data, device, folder
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", KIND, config.log.keep_checkpoints)
+        self.processes = device.processes
+        self.saver = BackgroundSaver(self.checkpoints, self.processes.is_main, device.to_host)
+        device.seed(derive_seed("weights", config.seed))
+        self.classifier = build_classifier(config)
+        batch_size = config.batch_size // config.accumulation_steps
+        self.evaluator = Evaluator(
+            self.classifier, device, batch_size, config.length_buckets, config.precision, config.compile
+        )
+        self.phases = phases_of(config, data)
+        self.phase: Phase | None = None
+        self.step = 0
+        self.elapsed_sec = 0.0
+        self.best: dict[str, Any] | None = None  # step, accuracy and loss of the best validation
+        self.collapse_warned = False
+
+    def enter(self, phase: Phase) -> None:
+        """Makes the phase's objective with a new optimizer around the classifier."""
+        self.phase = phase
+        self.device.seed(derive_seed("weights", phase.name, self.config.seed))
+        objective = phase.objective(self.classifier)
+        self.device.put_network(objective, torch.contiguous_format)
+        self.learner = Learner(objective, self.config, self.device)
+        self.means = RunningMeans(Learner.STEP_VALUES, self.device.put)
+
+    def resume(self) -> Path | None:
+        """Continues from the newest whole checkpoint, if there is one.
+
+        Raises:
+            UserError: the folder belongs to a run with another configuration or other data.
+        """
+        newest = self.processes.from_main(self.checkpoints.load_newest)  # the others may not see its disk
+        if newest is None:
+            return None
+        path, tree = newest
+        refuse_other_run(tree, self.config, self.data)
+        self.enter(next(phase for phase in self.phases if phase.name == tree["phase"]))
+        self.learner.load_state_dict(tree)
+        self.step, self.elapsed_sec = tree["step"], tree["progress"]["elapsed_sec"]
+        self.means.load_state_dict(tree["progress"]["means"])
+        best = self.checkpoints.folder / BEST
+        self.best = self.processes.from_main(lambda: load(best, KIND)["validation"] if best.exists() else None)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        return {
+            "config": to_dict(self.config),
+            "phase": self.phase.name,
+            "step": self.step,
+            **self.learner.state_dict(),
+            "progress": {"elapsed_sec": self.elapsed_sec, "means": self.means.state_dict()},
+            "data": describe_data(self.data),
+        }
+
+    def put(self, dealt: list[Tensor], whole: list[Tensor]) -> list[Tensor]:
+        """Brings what `Phase.batches` yields to the device: the arguments of `train_step`."""
+        return [self.device.put(x, batch_dim=1, local=True) for x in dealt] + [self.device.put(x) for x in whole]
+
+    def train_step(self, tokens: Tensor, target: Tensor, rate: Tensor, *others: Tensor) -> None:
+        """One `Learner.step`, whose values go to `means`."""
+        self.means.add(self.learner.step(rate, tokens, target, *others))
+
+    def train(self, stop: StopRequest) -> None:
+        """Goes through the phases until the end or until a process is asked to stop; a checkpoint is there then."""
+        log = RunLog(self.folder, self.step, writes=self.processes.is_main)
+        for phase in self.phases:
+            if phase.first <= self.step < phase.last:  # not where the phase before it was stopped
+                if phase is not self.phase:
+                    self.enter(phase)
+                self._train_phase(log, stop)
+        self.processes.from_main(self.saver.wait)
+        log.close()
+
+    def _train_phase(self, log: RunLog, stop: StopRequest) -> None:
+        config, log_config, phase = self.config, self.config.log, self.phase
+        epoch, is_main = phase.steps_per_epoch, self.processes.is_main
+        progress = Progress(phase.num_steps / epoch, (self.step - phase.first) / epoch, "epochs", shows=is_main)
+        step_function = compile_by_shape(self.device, self.train_step)
+        tick_start, tick_step, saved_step = time.monotonic(), self.step, None
+        unread = None  # writes the tick whose means the device is still computing
+        first_step, profile = self.step, contextlib.ExitStack()
+        noise_stream = self.processes.index if parts_of_batch() > 1 else 0  # one program has one noise
+        batches = prefetch(phase.batches(self.step, self.device))
+        for batch in batches:
+            if self.processes.any(stop.requested):
+                break
+            if config.debug.profile and self.step == first_step + PROFILED_STEPS.start:
+                profile.enter_context(self.device.profile(self.folder / "tensorboard"))
+            self.device.seed(derive_seed("step", config.seed, self.step, noise_stream))
+            step_function(*self.put(*batch))
+            self.step += 1
+            progress.advance(1 / epoch)
+            if self.step == first_step + PROFILED_STEPS.stop:
+                profile.close()
+            if unread:  # now that the device has the next step to do
+                unread = unread()
+            done, last = self.step - phase.first, self.step == phase.last
+            if done % log_config.steps_per_tick == 0 or last:
+                now = time.monotonic()
+                self.elapsed_sec += now - tick_start
+                tick = math.ceil(done / log_config.steps_per_tick)
+                due = log_config.validate_every_ticks and tick % log_config.validate_every_ticks == 0
+                validate = phase.name == "train" and (last or due)
+                save = last or tick % log_config.checkpoint_every_ticks == 0
+                unread = self._tick_writer(log, progress, tick, (now - tick_start) / (self.step - tick_step))
+                if validate or save:  # these wait for the device in any case
+                    unread = unread(self._validate if validate else dict)
+                if save:
+                    self.saver.save(self.step, self.state_dict())
+                    saved_step = self.step
+                if last and phase.name == "pretrain":
+                    self.saver.save_as(PRETRAINED, self.state_dict())
+                tick_start, tick_step = time.monotonic(), self.step
+        batches.close()
+        profile.close()
+        if unread:
+            unread()
+        if saved_step != self.step < phase.last:
+            self.elapsed_sec += time.monotonic() - tick_start
+            self.saver.save(self.step, self.state_dict())
+        progress.close()
+
+    def _tick_writer(self, log: RunLog, progress: Progress, tick: int, sec_per_step: float) -> Callable[..., None]:
+        """A function that waits for the means of the tick that ends now and writes them, and what its argument returns.
+
+        Raises:
+            RunError: from that function, where a mean is not finite.
+        """
+        step, read, described = self.step, self.means.take(), self._describe_tick(tick, sec_per_step)
+        seconds_left = None if progress.terminal else (self.phase.last - step) * sec_per_step  # the bar shows its own
+
+        def write(further: Callable[[], dict[str, float]] = dict) -> None:
+            means = read()
+            self._refuse_non_finite(means, step)
+            values = described | means | further()
+            log.write(step, values)
+            progress.tick(_tick_text(values, seconds_left))
+            if self.config.debug.xla_metrics:
+                progress.message("  ".join(f"{name} {count}" for name, count in self.device.counters().items()))
+
+        return write
+
+    def _describe_tick(self, tick: int, sec_per_step: float) -> dict[str, Any]:
+        phase, config = self.phase, self.config
+        done = self.step - phase.first
+        return {
+            "phase": phase.name,
+            "tick": tick,
+            "epoch": done / phase.steps_per_epoch,
+            "examples_per_sec": config.batch_size / sec_per_step,
+            "elapsed_sec": self.elapsed_sec,
+            "lr": phase.rate(self.step - 1),
+            "peak_memory_gib": self.device.peak_memory_gib(),
+        }
+
+    def _refuse_non_finite(self, values: dict[str, float], step: int) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self.saver.wait()
+            paths = self.checkpoints.paths()
+            kept = f"the newest checkpoint is {paths[-1]}" if paths else "no checkpoint was written yet"
+            raise RunError(
+                f"{', '.join(bad)} became infinite or NaN before step {step}; {kept}. "
+                "Try a lower --optimizer.lr, --optimizer.clip-grad-norm 1 or another --seed."
+            )
+
+    def _validate(self) -> dict[str, float]:
+        """Measures the validation split; keeps the weights if none before were better."""
+        found = self.evaluator(self.data.validation, self.config.log.validation_examples)
+        best = self.best
+        if best is None or (found.accuracy, -found.loss) > (best["accuracy"], -best["loss"]):
+            self.best = {"step": self.step, "accuracy": found.accuracy, "loss": found.loss}
+            state = self.state_dict()
+            state.pop("optimizer")
+            self.saver.save_as(BEST, state | {"validation": self.best})
+        if self.processes.is_main:
+            self._warn_of_collapse(found.accuracy, found.examples)
+        return {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+
+    def _warn_of_collapse(self, accuracy: float, examples: int) -> None:
+        baseline, _ = majority_baseline(self.data.validation.labels)
+        noise = 2 * math.sqrt(baseline * (1 - baseline) / examples)
+        share = (self.step - self.phase.first) / self.phase.num_steps
+        if share < COLLAPSE_AFTER or accuracy > baseline + noise or self.collapse_warned:
+            return
+        self.collapse_warned = True
+        warnings.warn(
+            f"after {share:.0%} of the steps validation accuracy ({accuracy:.1%}) is still the majority baseline "
+            f"({baseline:.1%}): nothing was learned yet. Some tasks take long to start; else try a lower "
+            "--optimizer.lr, --optimizer.warmup-steps 1000 or --pretrain-epochs 5.",
+            stacklevel=2,
+        )
+
+
+def train(config: TrainConfig) -> tuple[Run, dict[str, Any] | None]:
+    """Runs or resumes a configuration in its directory: the run as it stands then, and its result if it is finished."""
+    folder = Path(config.out)
+    device = open_device(config.device)
+    processes = device.processes
+    processes.from_main(lambda: make_folders(folder))
+    if config.compilation_cache != "none":
+        device.use_cache(config.compilation_cache or folder / "compiled")
+    data = open_data(config, processes)
+    config = fit_to_data(config, data, device.num_shards)
+    run = Run(config, data, device, folder)
+    with StopRequest() as stop:
+        resumed = run.resume()
+        if not resumed and config.initial_weights:
+            encoder = processes.from_main(lambda: read_encoder(config.initial_weights, config.task))
+            load_encoder(run.classifier, encoder)
+        if processes.is_main:
+            for leftover in () if resumed else (run.checkpoints.folder / BEST, folder / RESULT):
+                leftover.unlink(missing_ok=True)  # of a run whose other checkpoints were thrown away
+            write_atomically(
+                folder / "config.json", lambda file: file.write(json.dumps(to_dict(config), indent=2).encode())
+            )
+        print(introduction(run))
+        if resumed:
+            print(f"resuming from {resumed} at step {run.step:,}")
+        run.train(stop)
+        if run.step < run.phases[-1].last:
+            return run, None
+        return run, finish(folder, run.step, data, run.evaluator, processes)
+
+
+def introduction(run: Run) -> str:
+    data, parameters = run.data, sum(p.numel() for p in run.classifier.parameters())
+    baseline, common = majority_baseline(data.validation.labels)
+    steps = " and ".join(f"{phase.num_steps:,} steps to {phase.name}" for phase in run.phases)
+    return (
+        f"{data.name}: {len(data.train):,} / {len(data.validation):,} / {len(data.test):,} examples to train, validate "
+        f"and test, from {data.source}\n"
+        f"majority baseline: {baseline:.1%} of the validation examples are of class {data.class_names[common]}\n"
+        f"{parameters:,} parameters; {steps}; {run.device.describe()}; run directory {run.folder}"
+    )
+
+
+def _tick_text(values: dict[str, Any], seconds_left: float | None) -> str:
+    minutes, seconds = divmod(round(seconds_left or 0), 60)
+    left = "" if seconds_left is None else f"  left {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    validation = f"  validation {values['validation_accuracy']:.1%}" if "validation_accuracy" in values else ""
+    return (
+        f"{values['phase']}  epoch {values['epoch']:.2f}  loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}"
+        f"{validation}  examples/s {values['examples_per_sec']:,.0f}  mem {values['peak_memory_gib']:.2f} GiB{left}"
+    )

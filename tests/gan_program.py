@@ -1,0 +1,180 @@
+"""What tests of torch-xla and of torchrun run in processes of their own, where devices and processes are set up anew.
+
+    python tests/gan_program.py OUT '{"device": "xla", "runs": {"quick": {}, "exact": {"float64": true, "steps": 20}}}'
+
+trains a narrow network for each of `runs` (the options of `train`, and `float64`) and writes to OUT, by the name of the
+run, what `train` returns. With `"features_of": N`, also the features that a randomly initialised FID network has of N
+batches; with `"evaluate": true`, what `evaluation` returns.
+"""
+
+import contextlib
+import json
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import attention.smyrf.functional as smyrf_functional
+from biggan.data import drawn_faces
+from biggan.data.dataset import ImageDataset
+from biggan.metrics.evaluator import EvaluationOptions, FidEvaluator
+from biggan.metrics.evaluator import evaluate as evaluate_images
+from biggan.metrics.inception import FIDInception
+from biggan.presets import get_preset, smyrf
+from biggan.run_setup import fit_to_data
+from biggan.training import Run
+from runtime.checkpoint import checksum
+from runtime.device import open_device
+from runtime.randomness import derive_seed
+
+
+def demo():
+    """With two clusters: the fewer borders, the fewer tokens that rounding carries over one."""
+    base = get_preset("demo")
+    model = replace(base.model, generator_channels=4, discriminator_channels=4, dim_z=8)
+    attention = smyrf(2, 128, 32, (16,), (16,))
+    return replace(base, global_batch_size=8, drawn_faces=24, model=model, attention=attention)
+
+
+def celebahq128():
+    """The recipe of celebahq128-smyrf: two discriminator steps, attention at full resolution; at 64x64 and narrow."""
+    base = get_preset("celebahq128-smyrf")
+    model = replace(base.model, resolution=64, generator_channels=8, discriminator_channels=8, dim_z=8)
+    attention = smyrf(4, 512, 128, (64,), (32,))
+    return replace(base, data="drawn-faces", global_batch_size=4, drawn_faces=24, model=model, attention=attention)
+
+
+def train(device, folder, preset="demo", steps=3, record=3, samples=0, **changes):
+    """Trains, and goes through a checkpoint after step `record`.
+
+    Returns:
+        `state`, `values` and `clusters`: all weights, statistics and moments after that step, the mean values until
+        then and the hash clusters in its last network calls; `images` drawn at the end, as many as `samples`;
+        `counters` of torch-xla before and after each step, and `counters_of_images`.
+    """
+    config = replace({"demo": demo, "celebahq128": celebahq128}[preset](), **changes)
+    run = build(config, device, folder)
+    counters, found = [], {}
+    step = device.compile_step(run.train_step)
+    for i in range(steps):
+        device.seed(derive_seed("step", i))
+        batch, before = run.batch(i), counters_of(device)
+        with remembered_clusters() as clusters:
+            step(*batch)
+        counters.append((before, counters_of(device)))
+        if i + 1 == record:
+            found = {"state": device.to_host(run.gan.state_dict()), "values": run.means.take()()}
+            found["clusters"] = [order.cpu() for order in clusters]
+            run.gan.load_state_dict(found["state"])
+            step = device.compile_step(run.train_step)
+    before = counters_of(device)
+    found["images"] = torch.cat(list(run.samples(samples, 0))) if samples else None
+    return found | {"counters": counters, "counters_of_images": (before, counters_of(device))}
+
+
+def build(config, device, folder):
+    dataset = drawn_faces(config.model.resolution, config.drawn_faces)
+    run = Run(fit_to_data(config, dataset, device.num_shards), dataset, device, folder)
+    state = run.gan.state_dict()
+    for network in ("generator", "discriminator", "ema_generator"):
+        for name in state[network]:
+            if name.endswith("gamma"):  # starts at 0, which would hide the attention
+                state[network][name] = torch.tensor(0.5)
+    run.gan.load_state_dict(state)
+    return run
+
+
+@contextlib.contextmanager
+def computing_in_float64(device):
+    """From the same weights and noise as in float32, of which everything is then a copy in float64.
+
+    Rounding at 1e-16 stays invisible where at 1e-7 it does not: of a gradient that is 0 but for rounding, Adam makes a
+    step of any size up to the learning rate.
+    """
+    put, put_network, to_float = device.put, device.put_network, torch.Tensor.float
+
+    def put_double(x, *args, **options):
+        return put(x.double() if x.is_floating_point() else x, *args, **options)
+
+    device.put, torch.Tensor.float = put_double, torch.Tensor.double
+    device.put_network = lambda network, *args: put_network(network.double(), *args)
+    yield
+    device.put, device.put_network, torch.Tensor.float = put, put_network, to_float
+
+
+def counters_of(device):
+    """When all that was asked of the device is done, and counted."""
+    device.synchronize()
+    return device.counters()
+
+
+@contextlib.contextmanager
+def remembered_clusters():
+    """A list that the two orders of each SMYRF attention are added to, call by call."""
+    found, original = [], smyrf_functional.cluster_orders
+
+    def remember(*args):
+        orders = original(*args)
+        found.extend(order.detach() for order in orders)
+        return orders
+
+    smyrf_functional.cluster_orders = remember
+    yield found
+    smyrf_functional.cluster_orders = original
+
+
+def features(device, count):
+    """Features of `count` batches of 6 images, as the FID takes them, and the counters before and after each."""
+    torch.manual_seed(0)
+    images = torch.randint(256, (count, 6, 3, 32, 32), dtype=torch.uint8)
+    counters, found = [], []
+    with warnings.catch_warnings(action="ignore"):  # so few images are no estimate
+        options = EvaluationOptions(FIDInception(), "pytorch-fid", None, device, progress=False)
+        evaluator = FidEvaluator(ImageDataset(images[0]), 6, options)
+    for batch in images:
+        before = counters_of(device)
+        found.append(evaluator._features(batch).cpu())
+        counters.append((before, counters_of(device)))
+    return {"features": torch.cat(found), "counters": counters}
+
+
+class Colours(torch.nn.Module):
+    """A feature network of six features, in place of the FID's."""
+
+    name, weights_hash, feature_dim = "colours", "none", 6
+
+    def forward(self, images, resize_rule):
+        images = images.float()
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+def evaluation(device, folder):
+    """FID and SWD of images that no number of processes divides, twice: with statistics computed and cached."""
+    generator = torch.Generator().manual_seed(0)
+    fake = torch.randint(256, (23, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    dataset = drawn_faces(32, 37)
+    dataset.fingerprint = "37 faces"
+    options = {"inception": Colours(), "cache_dir": folder, "device": device, "progress": False}
+    return [dict(evaluate_images(fake.split(9), 23, dataset, ["fid", "swd"], **options)) for _ in range(2)]
+
+
+def main(out, device, runs=None, features_of=0, evaluate=False):
+    device, found = open_device(device), {}
+    for name, options in (runs or {}).items():
+        in_float64 = options.pop("float64", False)
+        with computing_in_float64(device) if in_float64 else contextlib.nullcontext():
+            found[name] = train(device, Path(out).parent, **options)
+        mine = checksum(found[name]["state"])
+        assert device.processes.from_main(lambda mine=mine: mine) == mine, "processes have drifted apart"
+    if features_of:
+        found["features"] = features(device, features_of)
+    if evaluate:
+        found["evaluation"] = evaluation(device, Path(out).parent)
+    if device.processes.is_main:
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **json.loads(sys.argv[2]))

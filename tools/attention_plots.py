@@ -1,0 +1,135 @@
+"""Plots of what `tools.benchmark_attention` measured: time over length, and score over speed.
+
+python -m tools.attention_plots crossover benchmarks/attention_lengths_cpu.json docs/crossover.png
+python -m tools.attention_plots figure benchmarks/peers_cpu.json benchmarks/peers_scores.json docs/peers.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.cli import CommandParser, run_command
+from runtime.errors import UserError
+
+PASS_TITLES = {"f": "forward", "fb": "forward + backward"}
+
+
+def crossing(lengths: Sequence[int], times: Sequence[float], baseline: Sequence[float]) -> float | None:
+    """The length from which on `times` stays below `baseline`, between two lengths by a line in logarithms.
+
+    None where it never does, or did from the first length on.
+    """
+    gaps = [math.log(a / b) for a, b in zip(times, baseline, strict=True)]
+    after = len(gaps)
+    while after and gaps[after - 1] < 0:
+        after -= 1
+    if after in (0, len(gaps)):
+        return None
+    share = gaps[after - 1] / (gaps[after - 1] - gaps[after])
+    low, high = math.log(lengths[after - 1]), math.log(lengths[after])
+    return math.exp(low + share * (high - low))
+
+
+def plot_crossover(record: Mapping[str, Any], out: Path) -> None:
+    """Time over the number of queries, a panel for each pass, with the crossings of the dense line marked."""
+    plt = _pyplot()
+    rows = record["results"]
+    passes = [name for name in PASS_TITLES if any(row["pass"] == name for row in rows)]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axes = plt.subplots(1, len(passes), figsize=(6 * len(passes), 4.5), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], passes, strict=True):
+        series = {
+            method: {row["length"]: row["median_ms"] for row in rows if (row["method"], row["pass"]) == (method, name)}
+            for method in methods
+        }
+        for method, points in series.items():
+            style = {"color": "black", "linewidth": 2.5} if method == "dense" else {}
+            (line,) = axis.plot(points.keys(), points.values(), marker="o", label=method, **style)
+            shared = sorted(points.keys() & series["dense"].keys())
+            values, dense = ([x[length] for length in shared] for x in (points, series["dense"]))
+            at = crossing(shared, values, dense) if method != "dense" else None
+            if at is not None:
+                axis.axvline(at, color=line.get_color(), linestyle=":")
+                axis.annotate(f"{at:,.0f}", (at, axis.get_ylim()[0]), rotation=90, va="bottom", ha="right")
+        lengths = sorted({row["length"] for row in rows})
+        axis.set(xscale="log", yscale="log", xlabel="queries", ylabel="ms", title=PASS_TITLES[name])
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle(_title(record))
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def plot_figure(record: Mapping[str, Any], scores: Mapping[str, float], out: Path) -> None:
+    """Score over speed at the longest length, memory as the circle's area; only what has both, forward + backward."""
+    plt = _pyplot()
+    longest = max(row["length"] for row in record["results"])
+    rows = [row for row in record["results"] if (row["pass"], row["length"]) == ("fb", longest)]
+    rows = [row for row in rows if row["method"] in scores]
+    if not rows:
+        raise UserError("no mechanism has both a measured time and a score.")
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    largest = max(row["peak_growth_mb"] for row in rows)
+    for row in rows:
+        speed, score = 1e3 / row["median_ms"], scores[row["method"]]
+        axis.scatter(speed, score, s=20 + 1500 * row["peak_growth_mb"] / largest, alpha=0.5)
+        axis.annotate(row["method"], (speed, score), ha="center", va="center", fontsize=8)
+    axis.set(
+        xscale="log", xlabel=f"calls a second at {longest:,} tokens, forward + backward", ylabel="test accuracy, %"
+    )
+    axis.grid(alpha=0.3)
+    figure.suptitle(f"{_title(record)}; area: peak memory, the largest {largest:,.0f} MB")
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    machine, settings = record["machine"], record["settings"]
+    hardware = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{hardware}, {settings['dtype']}, {machine['date']}"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plots need matplotlib; install it with: pip install '.[dev]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is not a JSON file of tools.benchmark_attention.") from None
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = CommandParser(prog="python -m tools.attention_plots", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    crossover = commands.add_parser("crossover", help="time over length")
+    figure = commands.add_parser("figure", help="score over speed, memory as the circle")
+    for command in (crossover, figure):
+        command.add_argument("results", type=Path, help="JSON of tools.benchmark_attention")
+    figure.add_argument("scores", type=Path, help='JSON {"scores": {mechanism: accuracy in %%}}')
+    for command in (crossover, figure):
+        command.add_argument("out", type=Path, help="PNG to write")
+    args = parser.parse_args(argv)
+    if args.command == "crossover":
+        plot_crossover(_read(args.results), args.out)
+    else:
+        plot_figure(_read(args.results), _read(args.scores)["scores"], args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

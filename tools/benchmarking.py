@@ -1,0 +1,90 @@
+"""What the benchmarks share: interleaved timing, peak memory in a process of its own, and the machine's description.
+
+On a shared machine absolute times say little. Every round therefore runs every method once, and a method's ratio is the
+median over rounds of its time by the baseline's in the same round. Memory is, on a CPU, the growth of the process's
+peak resident size (VmHWM, reset through /proc/self/clear_refs; Linux only); on CUDA, of what torch has allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleave(methods: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every method in every round; a first round warms up and is dropped."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats + 1):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            method()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: values[1:] for name, values in times.items()}
+
+
+def summarise_times(times: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles in ms, and the ratio to the baseline: the median of the ratios in each round."""
+    summary = {}
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        ratio = statistics.median(a / b for a, b in zip(values, times[baseline], strict=True))
+        summary[name] = {
+            "median_ms": round(median, 2),
+            "quartiles_ms": [round(low, 2), round(high, 2)],
+            "time_ratio": round(ratio, 4),
+        }
+    return summary
+
+
+def peak_growth_mb(warm_up: Callable[[], None], call: Callable[[], None], device: str) -> float:
+    """How much one call adds to the peak memory; meant for a fresh process, whose freed memory cannot hide growth."""
+    warm_up()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew
+    before = _peak_resident_kb()
+    call()
+    return (_peak_resident_kb() - before) / 1024
+
+
+def _peak_resident_kb() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise OSError("/proc/self/status has no VmHWM")
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Hardware, threads, load from all processes, versions and date, for the record."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load_average": os.getloadavg()[0],
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
