@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Elsewhere, on XLA, the partitioner gathers the whole batch for the gradient of a convolution with a stride.
+STRIDED_DEVICES = ("cpu", "cuda")
+
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling: (B, C, H, W) -> (B, C, 2H, 2W), in the memory format of x."""
@@ -44,6 +47,8 @@ def conv_after_upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     Args:
         weight: (C', C, 3, 3).  bias: (C',).
     """
+    if x.device.type not in STRIDED_DEVICES:
+        return F.conv2d(upsample2x(x), weight, bias, padding=1)
     kernel = _sum_of_shifts(weight.flip(2, 3)).transpose(0, 1)  # (C, C', 4, 4)
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
@@ -53,6 +58,8 @@ def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
     16 products a pixel of the result instead of 36; arguments as in `conv_after_upsample`.
     """
+    if x.device.type not in STRIDED_DEVICES:
+        return downsample2x(F.conv2d(x, weight, bias, padding=1))
     return F.conv2d(x, _sum_of_shifts(weight) / 4, bias, stride=2, padding=1)
 
 

@@ -4,7 +4,7 @@
 
 trains a narrow network for each of `runs` (the options of `train`, and `float64`) and writes to OUT, by the name of the
 run, what `train` returns. With `"features_of": N`, also the features that a randomly initialised FID network has of N
-batches; with `"evaluate": true`, what `evaluation` returns.
+batches; with `"layers": true`, what `attention` returns; with `"evaluate": true`, what `evaluation` returns.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import attention.smyrf.functional as smyrf_functional
+from attention import HRRSelfAttention, MultiHeadAttention
 from biggan.data import drawn_faces
 from biggan.data.dataset import ImageDataset
 from biggan.metrics.evaluator import EvaluationOptions, FidEvaluator
@@ -140,6 +141,26 @@ def features(device, count):
     return {"features": torch.cat(found), "counters": counters}
 
 
+def attention(device):
+    """By the mechanism, the output of a self-attention layer for a batch with padding, and all gradients."""
+    found = {}
+    for name, options in (("hrr", {}), ("smyrf", {"num_hashes": 2, "q_cluster_size": 16, "k_cluster_size": 16})):
+        torch.manual_seed(0)
+        layer = HRRSelfAttention(16, 2) if name == "hrr" else MultiHeadAttention(16, 2, name, **options)
+        device.put_network(layer, torch.contiguous_format)
+        if name == "smyrf":
+            layer.attention.projections = device.put(torch.randn(layer.attention.projection_shape(64, 64, 8)))
+        x, mask = torch.randn(8, 64, 16), torch.arange(64) >= torch.linspace(32, 64, 8)[:, None]
+
+        def step(x, mask, layer=layer):
+            out = layer(x, mask)
+            return out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])
+
+        arguments = device.put(x, batch_dim=0).requires_grad_(), device.put(mask, batch_dim=0)
+        found[name] = [y.detach().cpu() for y in device.compile_step(step)(*arguments)]
+    return found | {"fallbacks": [name for name in device.counters() if name.startswith("aten::")]}
+
+
 class Colours(torch.nn.Module):
     """A feature network of six features, in place of the FID's."""
 
@@ -160,7 +181,7 @@ def evaluation(device, folder):
     return [dict(evaluate_images(fake.split(9), 23, dataset, ["fid", "swd"], **options)) for _ in range(2)]
 
 
-def main(out, device, runs=None, features_of=0, evaluate=False):
+def main(out, device, runs=None, features_of=0, layers=False, evaluate=False):
     device, found = open_device(device), {}
     for name, options in (runs or {}).items():
         in_float64 = options.pop("float64", False)
@@ -170,6 +191,8 @@ def main(out, device, runs=None, features_of=0, evaluate=False):
         assert device.processes.from_main(lambda mine=mine: mine) == mine, "processes have drifted apart"
     if features_of:
         found["features"] = features(device, features_of)
+    if layers:
+        found["attention"] = attention(device)
     if evaluate:
         found["evaluation"] = evaluation(device, Path(out).parent)
     if device.processes.is_main:

@@ -45,16 +45,18 @@ def smyrf_attention(
 
     Args:
         q: (B, H, Nq, D).  k: (B, H, Nk, D).  v: (B, H, Nk, Dv).
-        projections: random directions of the hash family. "e2lsh": Gaussian (D + extra, num_hashes), where extra is
-            what the transform appends to the head size: 2 for "xbox+", 1 for "xbox" and "h2lsh", 3 for "l2lsh".
-            "voronoi": Gaussian (D + extra, K, num_hashes).  "cross-polytope": signs (3, P, num_hashes).
+        projections: random directions of the hash family. "e2lsh", "orthogonal": (D + extra, num_hashes), where extra
+            is what the transform appends to the head size: 2 for "xbox+", 1 for "xbox" and "h2lsh", 3 for "l2lsh", 0
+            for "none".  "rp-tree": (D + extra, T, num_hashes) for at most 2^T clusters.  "voronoi": Gaussian
+            (D + extra, K, num_hashes).  "cross-polytope": signs (3, P, num_hashes).
         q_cluster_size, k_cluster_size: tokens a cluster. A size above the length counts as the length; lengths need
             not be multiples of the sizes.
         scale: None means 1/sqrt(D).
         key_padding_mask: bool (B, Nk).  query_padding_mask: bool (B, Nq).  True = ignored. Without a query mask,
             equal lengths mean self-attention, and the key mask orders both sides (see `cluster_orders`).
         dropout: probability of dropping an attention weight.
-        transform: "xbox+", "xbox", "h2lsh" or "l2lsh".  hashing: "e2lsh", "voronoi" or "cross-polytope".
+        transform: "xbox+", "xbox", "h2lsh", "l2lsh" or "none".
+        hashing: "e2lsh", "orthogonal", "rp-tree", "voronoi" or "cross-polytope".
         backend, merge, causal_mask, window, max_score_bytes: as in `clustered_attention`. Clusters are balanced over
             all tokens: behind a causal mask no token attends to a later one, but later ones take part in the choice
             of those that it meets.

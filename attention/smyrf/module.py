@@ -27,7 +27,10 @@ class SmyrfAttention(nn.Module):
         q_cluster_size, k_cluster_size: tokens a cluster, giving as many clusters of queries as of keys.
         scale: None means 1/sqrt(D).
         dropout: probability of dropping an attention weight while training.
-        transform: "xbox+", "xbox", "h2lsh" or "l2lsh".  hashing: "e2lsh", "voronoi" or "cross-polytope".
+        transform: "xbox+", "xbox", "h2lsh", "l2lsh" or "none".
+        hashing: "e2lsh", "orthogonal", "rp-tree", "voronoi" or "cross-polytope". The paper's choice is "xbox+" with
+            "e2lsh". With "none", "orthogonal" was never worse; "rp-tree" was several times better where attention is
+            concentrated on few keys, and worse where it is diffuse (`tools.attention_quality` measures it).
         backend: "auto", "einsum", "flash" or "triton".  merge: "multiset" or "union".
         causal_mask, window, max_score_bytes: as in `clustered_attention`.
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from attention import SmyrfAttention, clustered_attention, dense_attention, smyrf_attention
+from attention.smyrf.hashing import HASH_FAMILIES
 from attention.smyrf.naive import naive_clustered_attention
+from attention.smyrf.transforms import TRANSFORMS
 from tests.reference import clustered_oracle
 from tests.tolerance import assert_close, assert_no_worse
 
@@ -236,8 +238,8 @@ def test_projections_stay_float32_for_low_precision_and_autocast():
     assert out.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("hashing", ["e2lsh", "voronoi", "cross-polytope"])
-@pytest.mark.parametrize("transform", ["xbox+", "xbox", "h2lsh", "l2lsh"])
+@pytest.mark.parametrize("hashing", HASH_FAMILIES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 def test_every_transform_with_every_family(transform, hashing):
     leaves, _ = inputs((2, 2, 24, 12, 5, 7))
     module = SmyrfAttention(2, 8, 4, transform=transform, hashing=hashing)
@@ -265,9 +267,9 @@ def test_mistakes_list_the_valid_choices():
         SmyrfAttention(2, 8, 8, window=3)
     with pytest.raises(ValueError, match="max_score_bytes must be positive"):
         SmyrfAttention(2, 8, 8, max_score_bytes=0)
-    with pytest.raises(ValueError, match="xbox\\+, xbox, h2lsh, l2lsh"):
+    with pytest.raises(ValueError, match="xbox\\+, xbox, h2lsh, l2lsh, none"):
         SmyrfAttention(2, 8, 8, transform="xbox-")
-    with pytest.raises(ValueError, match="e2lsh, voronoi, cross-polytope"):
+    with pytest.raises(ValueError, match="e2lsh, orthogonal, rp-tree, voronoi, cross-polytope"):
         SmyrfAttention(2, 8, 8, hashing="lsh")
     with pytest.raises(ValueError, match="no dropout"):
         SmyrfAttention(2, 8, 8, dropout=0.1, backend="flash")

@@ -6,11 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import gan_program
 import pytest
 import torch
 from launch import ROOT, environment, run_processes, start_processes
+from PIL import Image
+
+from biggan.data import ImageDataset, open_images
+from runtime.device import Device
+from runtime.distributed import Processes
 
 RUNS = {
     "exact": {"float64": True, "steps": 5, "record": 5, "samples": 6, "d_steps_per_g_step": 2, "accumulation_steps": 2},
@@ -53,6 +59,39 @@ def test_two_processes_draw_and_measure_the_images_of_one(one, two):
     assert (two["exact"]["images"].int() - one["exact"]["images"].int()).abs().max() <= 1
     for found, expected in zip(two["evaluation"], one["evaluation"], strict=True):
         assert found == pytest.approx(expected, rel=1e-9)
+
+
+class OneOfTwo(Processes):
+    count = 2
+
+    def __init__(self, index):
+        self.index = index
+
+
+def test_each_process_reads_and_puts_its_rows_only(tmp_path, monkeypatch):
+    config = replace(gan_program.demo(), d_steps_per_g_step=2, accumulation_steps=2)
+    taken, take = [], ImageDataset.take
+    monkeypatch.setattr(ImageDataset, "take", lambda self, indices: taken.append(len(indices)) or take(self, indices))
+    whole, *halves = (
+        gan_program.build(config, Device(processes), tmp_path).batch(5)
+        for processes in (Processes(), OneOfTwo(0), OneOfTwo(1))
+    )
+    assert taken == [16, 8, 8]  # two discriminator steps of eight
+    for i, expected in enumerate(whole):
+        parts = [half[i] for half in halves]
+        assert torch.equal(torch.cat(parts, dim=1) if i < 4 else parts[1], expected)  # the rest is for all
+
+
+def test_processes_of_a_machine_share_one_file_of_images(tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    datasets = []
+    for count in (1, 2):
+        for name, value in (("RANK", 0), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)):
+            monkeypatch.setenv(name, str(value))
+        datasets.append(open_images(tmp_path, 8, cache_dir=tmp_path / "cache", progress=False))
+        assert len(list((tmp_path / "cache").glob("*"))) == count - 1
+    assert torch.equal(datasets[0].images, datasets[1].images)
 
 
 def wait_for_ticks(folder, count, processes):
