@@ -11,6 +11,7 @@ from tools.attention_quality import Inputs, covered_mass, drawn_inputs, lowest, 
 
 
 def test_writes_points_and_a_plot(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(attention_quality, "ROUNDS", (1, 4))
     monkeypatch.setattr(attention_quality, "CLUSTERS", (2, 4))
     arguments = ["--out", str(tmp_path / "quality"), "--q-length", "64", "--k-length", "16", "--seeds", "1"]

@@ -61,7 +61,9 @@ def on_four_devices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spmd")
     runs = {
         "float64": {"float64": True, "samples": 12},
-        "sharded": {"float64": True, "steps": 5, "shard_parameters": True},
+        "sharded": {"float64": True, "shard_parameters": True, "checkpoint_activations": "blocks", "steps": 5},
+        "program": {"steps": 1, "record": 1},
+        "sharded program": {"steps": 1, "record": 1, "shard_parameters": True},
     }
     dump = f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=step.*"
     options = {"runs": runs, "features_of": 3, "layers": True}
@@ -152,11 +154,12 @@ def step_programs(folder):
 
     (In float64 the partitioner knows no gradient of max pooling.)
     """
-    programs = [path.read_text() for path in folder.glob("*.step.*after_optimizations.txt")]
     kernel = re.compile(r"f32\[\d+,\d+,3,3\]\S* parameter\(\d+\), sharding=\{(replicated|devices)")
-    found = {
-        match[1] == "devices": text for text in programs if (match := kernel.search(text)) and "all-reduce" in text
-    }
+    found = {}
+    for path in folder.glob("*.step.*after_optimizations.txt"):
+        program = path.read_text()
+        if "all-reduce" in program and (match := kernel.search(program)):
+            found[match[1] == "devices"] = program
     assert len(found) == 2
     return found
 
