@@ -23,6 +23,7 @@ from biggan.hash_projections import draw_projections, use_projections
 from biggan.losses import add_orthogonal_gradient, hinge_discriminator_loss, hinge_generator_loss
 from runtime.device import Device
 from runtime.errors import UserError
+from runtime.guard import Guard, gradient_norms
 from runtime.state import load_optimizer_by_name, load_weights, optimizer_state_by_name
 
 
@@ -86,6 +87,7 @@ class Gan:
             if isinstance(stage, Stage):
                 stage.recompute = device.recompute
                 stage.recomputed_parts = RECOMPUTED_PARTS[config.checkpoint_activations]
+        self.guard = Guard(self._guarded_values(), device.put)
         self._generate = device.compile_network(self.generator) if config.compile else self.generator
         self._discriminate = device.compile_network(self.discriminator) if config.compile else self.discriminator
 
@@ -93,6 +95,21 @@ class Gan:
         options = self.config.optimizer
         betas = (options.beta1, options.beta2)
         return self.device.adam(network.parameters(), lr=lr, betas=betas, eps=options.epsilon)
+
+    def _guarded_values(self) -> dict[str, list[str]]:
+        """The names of what `guard` gets to see of each update."""
+        losses = {"discriminator": self.STEP_VALUES[:4], "generator": ("loss_g",)}
+        return {
+            name: [*of_step, *(f"gradient of {name}.{n}" for n, _ in getattr(self, name).named_parameters())]
+            for name, of_step in losses.items()
+        }
+
+    def _update(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """An update of a network, unless its values or gradients are not finite; returns the norm of the gradients."""
+        norms = gradient_norms(getattr(self, name))
+        healthy = self.guard.check(name, torch.cat([values, norms]))
+        self.device.update(getattr(self, f"{name}_optimizer"), healthy)
+        return torch.linalg.vector_norm(norms)
 
     def draw_projections(self, generator: torch.Generator) -> list[torch.Tensor]:
         """The `projections` of a step, on the host."""
@@ -117,7 +134,9 @@ class Gan:
             projections: (S + 1, A, ...) for each SMYRF attention, the generator's first, as `draw_projections` makes;
                 without them each draws its own.
 
-        Where processes share a batch, B are the rows of this one.
+        Where processes share a batch, B are the rows of this one. From an update on whose losses or gradients are not
+        finite, networks and optimizers stay as they are, until `guard` is reset; statistics and the averaged generator
+        are not to be used then.
 
         Returns:
             Detached scalars by the names in STEP_VALUES: losses, mean logits and gradient norms of the generator's and
@@ -128,8 +147,8 @@ class Gan:
             values = self.discriminator_step(images[i], labels[i], z[i], y[i], [p[i] for p in projections])
         values |= self.generator_step(z[-1], y[-1], [p[-1] for p in projections])
         update_ema(self.ema_generator, self.generator, ema_rate.squeeze())
-        means = self.device.mean(torch.stack([values[name] for name in self.STEP_VALUES]))
-        return dict(zip(self.STEP_VALUES, means.unbind(), strict=True))
+        self.guard.end_step()
+        return values
 
     def discriminator_step(
         self,
@@ -160,16 +179,9 @@ class Gan:
             sums.append(torch.stack([loss_real, loss_fake, logits_real.mean(), logits_fake.mean()]).detach())
         self._use_projections([])
         self.device.average_gradients(self.discriminator.parameters())
-        norm = _gradient_norm(self.discriminator)
-        self.discriminator_optimizer.step()
-        loss_real, loss_fake, logits_real, logits_fake = torch.stack(sums).mean(0).unbind()
-        return {
-            "loss_d_real": loss_real,
-            "loss_d_fake": loss_fake,
-            "logits_real": logits_real,
-            "logits_fake": logits_fake,
-            "grad_norm_d": norm,
-        }
+        means = self.device.mean(torch.stack(sums).mean(0))
+        norm = self._update("discriminator", means)
+        return dict(zip(self.STEP_VALUES[:5], (*means.unbind(), norm), strict=True))
 
     def generator_step(
         self, z: torch.Tensor, y: torch.Tensor, projections: Sequence[torch.Tensor] = ()
@@ -189,9 +201,8 @@ class Gan:
         self.device.average_gradients(self.generator.parameters())
         if self.config.optimizer.orthogonal_penalty:
             add_orthogonal_gradient(self.generator, self.config.optimizer.orthogonal_penalty)
-        norm = _gradient_norm(self.generator)
-        self.generator_optimizer.step()
-        return {"loss_g": torch.stack(losses).mean(), "grad_norm_g": norm}
+        mean = self.device.mean(torch.stack(losses).mean())
+        return {"loss_g": mean, "grad_norm_g": self._update("generator", mean[None])}
 
     def _use_projections(self, projections: Sequence[torch.Tensor]) -> None:
         use_projections(self._networks, projections)
@@ -222,10 +233,7 @@ class Gan:
         for name in ("generator", "discriminator"):
             optimizer = getattr(self, f"{name}_optimizer")
             load_optimizer_by_name(getattr(self, name), optimizer, state.get(f"{name}_optimizer", {}))
-
-
-def _gradient_norm(network: nn.Module) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        self.guard.reset()
 
 
 def steps_for(config: TrainConfig, kimg: float) -> int:

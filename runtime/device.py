@@ -19,6 +19,7 @@ from runtime import distributed
 from runtime.checkpoint import host_copy
 from runtime.distributed import Processes
 from runtime.errors import UserError
+from runtime.guard import step_where
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -116,6 +117,11 @@ class Device:
         """Adam; options as torch's."""
         return torch.optim.Adam(parameters, **options)
 
+    def update(self, optimizer: torch.optim.Optimizer, healthy: torch.Tensor) -> None:
+        """`optimizer.step()` where `healthy`, bool () on this device, is true; the host does not wait to know it."""
+        if healthy:  # in host memory here
+            optimizer.step()
+
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
         """Computes matrix products and convolutions in `precision`; parameters keep theirs (float32)."""
         if precision == "float32":
@@ -186,6 +192,9 @@ class CudaDevice(Device):
 
     def put(self, tensor: torch.Tensor, batch_dim: int | None = None, local: bool = False) -> torch.Tensor:
         return self._own_rows(tensor, batch_dim, local).pin_memory().to(self.torch_device, non_blocking=True)
+
+    def update(self, optimizer: torch.optim.Optimizer, healthy: torch.Tensor) -> None:
+        step_where(healthy, optimizer)
 
     def rng_state(self) -> dict[str, Any]:
         return super().rng_state() | {"cuda": torch.cuda.get_rng_state()}

@@ -31,6 +31,7 @@ from runtime.checkpoint import host_copy
 from runtime.device import Device, rows_of_shards
 from runtime.distributed import Processes, join_hosts
 from runtime.errors import UserError
+from runtime.guard import step_where
 
 # One suffices wherever it was counted; a second is for something that the first step makes and the second takes in.
 MAX_GRAPHS_PER_STEP = 2
@@ -174,6 +175,9 @@ class XlaDevice(Device):
                 moment = state.get(name, torch.zeros(parameter.shape, dtype=parameter.dtype))
                 state[name] = self._put(moment, parameter.mesh_axes)
             state["step"] = self.put(state.get("step", torch.zeros(())))
+
+    def update(self, optimizer: torch.optim.Optimizer, healthy: torch.Tensor) -> None:
+        step_where(healthy, optimizer)
 
     def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         torch_xla.sync()  # what is pending (initial state, a loaded checkpoint) would be a part of the first program

@@ -26,7 +26,7 @@ def resolve_cluster_sizes(
     q_cluster_size, k_cluster_size = min(q_cluster_size, num_queries), min(k_cluster_size, num_keys)
     q_clusters, k_clusters = _ceil_div(num_queries, q_cluster_size), _ceil_div(num_keys, k_cluster_size)
     if q_clusters != k_clusters:
-        q_suggestion, k_suggestion = _suggest_sizes(num_queries, num_keys, q_clusters)
+        q_suggestion, k_suggestion = suggest_cluster_sizes(num_queries, num_keys, q_clusters)
         raise ValueError(
             f"{num_queries} queries in clusters of {q_cluster_size} make {q_clusters} clusters, but {num_keys} keys in "
             f"clusters of {k_cluster_size} make {k_clusters}; the numbers must be equal, as with "
@@ -103,7 +103,7 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _suggest_sizes(num_queries: int, num_keys: int, num_clusters: int) -> tuple[int, int]:
+def suggest_cluster_sizes(num_queries: int, num_keys: int, num_clusters: int) -> tuple[int, int]:
     """Sizes for the largest equal number of clusters up to `num_clusters`; one cluster always works."""
     for clusters in range(num_clusters, 0, -1):
         q_size, k_size = _ceil_div(num_queries, clusters), _ceil_div(num_keys, clusters)
