@@ -1,4 +1,7 @@
-"""Dense softmax attention by torch's scaled_dot_product_attention (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1)."""
+"""Dense softmax attention, by torch's scaled_dot_product_attention: softmax(q kᵀ / sqrt(D)) v.
+
+Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762, Eq. 1.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ and the sharing of section 4: "none" gives every head its own E and F, "headwise
 heads one matrix E = F. Sharing over layers is left to whoever builds the layers. E and F have a column for every
 position, so there is a longest sequence; shorter ones use the first columns.
 
-The Long Range Arena has rank 256 and shares headwise.
+The Long Range Arena's code has one matrix of rank 16 (`sharing="key-value", rank=16`), and hides no padding.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ A key that is met in several rounds counts as often, as in the authors' code; `c
 A, Eq. 9). With `same_bucket=True` tokens of other hashes are hidden (Eq. 4). Masked tokens are sorted to the end, and
 the first chunk has none before it, so that padding changes nothing; the authors' first chunk looks back at the last.
 Reversible layers, the paper's other part, are not attention.
+
+In the Long Range Arena's code keys keep their lengths, a token attends to itself like to others, and scores are
+multiplied by sqrt(D), not divided: `lra=True`. It has one round of ten hash values and ten chunks (num_hashes=1,
+num_buckets=10, chunk_size=N/10), hides no padding and has no projection of the output.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ def reformer_attention(
     causal_mask: bool = False,
     same_bucket: bool = False,
     count_once: bool = False,
+    lra: bool = False,
 ) -> Tensor:
     """Attention of every token to the tokens near it in the order of its hash; no gradient flows through the order.
 
@@ -46,12 +51,13 @@ def reformer_attention(
         causal_mask: token i sees the tokens up to i. Which of them share its chunks still depends on later ones.
         same_bucket: hide tokens of other hash values.
         count_once: a key that several rounds meet counts once.
+        lra: keys are the queries as they are, a token's own among them, and None means a scale of sqrt(D).
 
     Returns:
         (B, H, N, Dv). A token that sees no key gets zeros.
     """
     batch, heads, num_tokens, head_dim = q.shape
-    scale = head_dim**-0.5 if scale is None else scale
+    scale = head_dim ** (0.5 if lra else -0.5) if scale is None else scale
     chunk_size = min(chunk_size, num_tokens)
     hidden = torch.zeros(1, num_tokens, dtype=torch.bool, device=q.device)
     hidden = hidden if key_padding_mask is None else key_padding_mask
@@ -71,7 +77,7 @@ def reformer_attention(
         out, lse = _attend_in_order(
             *(x.gather(1, order[..., None].expand_as(x)) for x in (q, v)),
             facts,
-            *(chunk_size, scale, causal_mask, round_index if same_bucket else None, len(rotations), count_once),
+            *(chunk_size, scale, causal_mask, round_index if same_bucket else None, len(rotations), count_once, lra),
         )
         out = out.gather(1, rank[..., None].expand_as(out))  # back in the tokens' own order
         parts.append((out, lse.gather(1, rank)))
@@ -96,6 +102,7 @@ def _attend_in_order(
     bucket_round: int | None,
     num_rounds: int,
     count_once: bool,
+    lra: bool,
 ) -> tuple[Tensor, Tensor]:
     """Chunks of sorted tokens attend to themselves and the chunk before.
 
@@ -104,7 +111,7 @@ def _attend_in_order(
     """
     num_tokens = q.shape[1]
     norm = torch.linalg.vector_norm(q.to(torch.promote_types(q.dtype, torch.float32)), dim=-1, keepdim=True)
-    k = q / norm.clamp_min(1e-18).to(q.dtype)
+    k = q if lra else q / norm.clamp_min(1e-18).to(q.dtype)
     before = 1 if num_tokens > chunk_size else 0
     q, k, v = (split_blocks(x[:, :, None], chunk_size) for x in (q, k, v))  # (S, n, m, 1, D)
     k, v = (with_neighbors(x, before, 0) for x in (k, v))  # (S, n, L, 1, D)
@@ -121,7 +128,7 @@ def _attend_in_order(
     if bucket_round is not None:
         q_bucket, k_bucket = pairs(2 + bucket_round)
         visible = visible & (q_bucket == k_bucket)
-    log_weights = -SELF_PENALTY * (q_position == k_position).to(q.dtype)  # (S, n, m, L)
+    log_weights = -(0.0 if lra else SELF_PENALTY) * (q_position == k_position).to(q.dtype)  # (S, n, m, L)
     if count_once:
         meetings = 0
         for r in range(num_rounds):
@@ -154,7 +161,7 @@ class ReformerAttention(nn.Module):
         num_buckets: 2b, hash values, an even number.
         chunk_size: m.
         bias: whether the projections have one.
-        causal_mask, same_bucket, count_once: as in `reformer_attention`.
+        causal_mask, same_bucket, count_once, lra: as in `reformer_attention`.
 
     Raises:
         ValueError: sizes that make no sense.
@@ -171,6 +178,7 @@ class ReformerAttention(nn.Module):
         causal_mask: bool = False,
         same_bucket: bool = False,
         count_once: bool = False,
+        lra: bool = False,
     ) -> None:
         super().__init__()
         if num_hashes < 1 or chunk_size < 1 or num_buckets < 2 or num_buckets % 2:
@@ -179,7 +187,7 @@ class ReformerAttention(nn.Module):
                 f"not {num_hashes}, {chunk_size} and {num_buckets}"
             )
         self.dim, self.num_heads, self.chunk_size = dim, num_heads, chunk_size
-        self.options = {"causal_mask": causal_mask, "same_bucket": same_bucket, "count_once": count_once}
+        self.options = {"causal_mask": causal_mask, "same_bucket": same_bucket, "count_once": count_once, "lra": lra}
         self.query_key = nn.Linear(dim, dim, bias=bias)
         self.value = nn.Linear(dim, dim, bias=bias)
         self.output = nn.Linear(dim, dim, bias=bias)

@@ -7,7 +7,11 @@ balancing, Eqs. 3 and 4), and mixes the blocks of keys and of values. The softma
 keys of a block together.
 
 The paper feeds SortNet the layer's input; here each head's SortNet sees its queries. Gumbel noise on the scores is left
-to `noise=True`, while training. The Long Range Arena's Sinkhorn Transformer is the paper's.
+to `noise=True`, while training.
+
+The Long Range Arena's code does not sort: the permutation is summed away, and every block gets the sum of all blocks.
+Its blocks of 50 hold every n-th token, and it adds the outputs of two softmaxes, over the own block and over the sum:
+`lra=True`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from attention.blocks import OWN_POSITION, attend_in_blocks, join_blocks, split_blocks
+from attention.dense import masked_attention
 from attention.registry import AttentionFunction, check_inputs, register
 
 HIDDEN = -1e30  # the log of no weight
@@ -65,6 +70,29 @@ def sinkhorn_attention(
     k, v = torch.cat([sorted_k, k], dim=2), torch.cat([sorted_v, v], dim=2)  # (B, n, 2m, H, D)
     out = attend_in_blocks(q, k, v, visible, scale)  # (B, n, m, H, Dv)
     return join_blocks(out, num_tokens).transpose(1, 2)
+
+
+def summed_blocks_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_size: int, scale: float | None = None, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """What the Long Range Arena's code comes to: attention inside blocks, plus attention to the sum of all blocks.
+
+    Args, result and errors as of `sinkhorn_attention`. Block i of n holds the tokens i, i + n, i + 2n, ...
+    """
+    check_inputs("sinkhorn", q, k, v, key_padding_mask)
+    num_tokens = q.shape[2]
+    num_blocks = -(-num_tokens // block_size)
+    if key_padding_mask is None:
+        key_padding_mask = torch.zeros(1, num_tokens, dtype=torch.bool, device=q.device)
+    k, v = (x.masked_fill(key_padding_mask[:, None, :, None], 0.0) for x in (k, v))
+    q_rows, k_rows, v_rows = (split_blocks(x.transpose(1, 2), num_blocks) for x in (q, k, v))  # (B, m, n, H, D)
+    hidden = split_blocks(key_padding_mask, num_blocks, fill=True)  # (B or 1, m, n)
+    own = attend_in_blocks(
+        *(x.transpose(1, 2) for x in (q_rows, k_rows, v_rows)), ~hidden.transpose(1, 2)[:, :, None], scale
+    )  # (B, n, m, H, Dv)
+    sum_k, sum_v = (x.sum(dim=2).transpose(1, 2) for x in (k_rows, v_rows))  # (B, H, m, D)
+    of_sum = masked_attention(q, sum_k, sum_v, ~hidden.all(dim=2)[:, None, None], scale)
+    return join_blocks(own.transpose(1, 2), num_tokens).transpose(1, 2) + of_sum
 
 
 def sinkhorn(scores: Tensor, empty: Tensor, iterations: int) -> Tensor:
@@ -119,6 +147,7 @@ class SinkhornAttention(AttentionFunction):
         iterations: of Sinkhorn balancing.
         temperature: divides the scores; a lower one makes the matrix more of a permutation.
         noise: adds Gumbel noise to the scores while training.
+        lra: nothing is sorted or learned: `summed_blocks_attention`.
         scale: None means 1/sqrt(D).
 
     Raises:
@@ -135,12 +164,15 @@ class SinkhornAttention(AttentionFunction):
         temperature: float = 0.75,
         noise: bool = False,
         scale: float | None = None,
+        lra: bool = False,
     ) -> None:
         super().__init__()
         if block_size < 1 or iterations < 1 or temperature <= 0:
             raise ValueError("block_size, iterations and temperature must be positive")
         self.max_length, self.block_size, self.iterations = max_length, block_size, iterations
-        self.temperature, self.noise, self.scale = temperature, noise, scale
+        self.temperature, self.noise, self.scale, self.lra = temperature, noise, scale, lra
+        if lra:
+            return
         max_blocks = -(-max_length // block_size)
         self.hidden_weight = nn.Parameter(torch.randn(num_heads, head_dim, head_dim) * head_dim**-0.5)
         self.score_weight = nn.Parameter(torch.randn(num_heads, head_dim, max_blocks) * head_dim**-0.5)
@@ -160,5 +192,7 @@ class SinkhornAttention(AttentionFunction):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """q, k (B, H, N, D), v (B, H, N, Dv), key_padding_mask bool (B, N), True = ignored -> (B, H, N, Dv)."""
         self.check_inputs(q, k, v, key_padding_mask)
+        if self.lra:
+            return summed_blocks_attention(q, k, v, self.block_size, self.scale, key_padding_mask)
         scores = self.scores(q, key_padding_mask)
         return sinkhorn_attention(q, k, v, scores, self.block_size, self.iterations, self.scale, key_padding_mask)

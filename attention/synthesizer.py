@@ -7,8 +7,9 @@ Y = softmax(B) G(X), where G is the projection to values and the scores B (N, N)
     "factorized-random"  R1 R2ᵀ, two learned matrices of few columns                   (Eq. 7)
     "dense"              a row for each token: W2 relu(W1 x_i + b1) + b2               (Eqs. 1 to 3)
 
-There is a score for every position, so there is a longest sequence; shorter ones use the first. The Long Range Arena's
-Synthesizer is the random one.
+There is a score for every position, so there is a longest sequence; shorter ones use the first. With `dot_product` the
+scores q·k / sqrt(D) of projected queries and keys are added, as in the paper's mixtures of Synthesizers, with equal
+weights. The Long Range Arena's Synthesizer is that with the random scores.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class SynthesizerAttention(nn.Module):
         rank: columns of R1 and R2 of "factorized-random"; the paper's 8.
         bias: whether the projections of values and output have one.
         causal: token i takes values up to i.
+        dot_product: adds the scores of softmax attention, with projections to queries and keys.
 
     Raises:
         ValueError: an unknown variant.
@@ -57,6 +59,7 @@ class SynthesizerAttention(nn.Module):
         rank: int = 8,
         bias: bool = False,
         causal: bool = False,
+        dot_product: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -75,15 +78,29 @@ class SynthesizerAttention(nn.Module):
             self.hidden = nn.Linear(dim, dim)  # W1 of all heads
             self.row_weight = nn.Parameter(torch.randn(num_heads, max_length, head_dim) * head_dim**-0.5)  # W2
             self.row_bias = nn.Parameter(torch.zeros(num_heads, 1, max_length))
+        self.query = nn.Linear(dim, dim, bias=bias) if dot_product else None
+        self.key = nn.Linear(dim, dim, bias=bias) if dot_product else None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, H, N, D)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _scores(self, x: Tensor) -> Tensor:
+        """(B or 1, H, N, N)."""
+        scores = self._synthetic_scores(x)
+        if self.query is None:
+            return scores
+        q, k = self._heads(self.query(x)), self._heads(self.key(x))
+        return scores + q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+
+    def _synthetic_scores(self, x: Tensor) -> Tensor:
         """(B or 1, H, N, N)."""
         n = x.shape[1]
         if self.variant == "random":
             return self.scores[None, :, :n, :n]
         if self.variant == "factorized-random":
             return (self.rows[:, :n] @ self.columns[:, :n].transpose(-1, -2))[None]
-        hidden = F.relu(self.hidden(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D)
+        hidden = self._heads(F.relu(self.hidden(x)))  # (B, H, N, D)
         return hidden @ self.row_weight[:, :n].transpose(-1, -2) + self.row_bias[..., :n]
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -97,5 +114,5 @@ class SynthesizerAttention(nn.Module):
             hidden = hidden | torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
         scores = self._scores(x).float() if x.dtype != torch.float64 else self._scores(x)
         weights = scores.masked_fill(hidden, -1e30).softmax(-1).masked_fill(hidden, 0.0)  # (B or 1, H, N, N)
-        v = self.value(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D)
+        v = self._heads(self.value(x))  # (B, H, N, D)
         return self.output((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))

@@ -9,7 +9,7 @@ from runtime.cli import dispatcher, run_command
 COMMANDS = {
     "train": "train a generator and a discriminator, or resume",
     "sample": "draw images, grids and interpolations from a checkpoint",
-    "evaluate": "measure samples against data: FID, sliced Wasserstein distance",
+    "evaluate": "measure samples against data: FID, KID, Inception Score, precision and recall, SWD",
     "export": "write a checkpoint's generator as safetensors",
 }
 dispatch = dispatcher("biggan", "BigGAN with SMYRF attention.", COMMANDS)

@@ -25,6 +25,7 @@ from runtime.run_folder import read_checkpoint
 from runtime.state import load_weights
 
 KIND = "biggan"
+BEST = "best.pt"  # of a run's checkpoints, by the metric that it is told
 STATE_KEYS = ("generator", "ema_generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
 
 

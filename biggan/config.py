@@ -63,6 +63,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    max_restarts: int = option(
+        3, "times that a run goes back to its last checkpoint, with other noise, after a loss or gradient not finite"
+    )
+    on_collapse: str = option(
+        "warn", "what signs of collapse do: off is nothing, stop ends the run", choices=("off", "warn", "stop")
+    )
+    patience: int = option(3, "ticks in a row (of those that measure it) that a sign of collapse must hold")
+    min_loss_d: float = option(0.05, "a discriminator loss below this is a sign of collapse")
+    min_diversity: float = option(0.5, "sample diversity below this share of the run's best is a sign of collapse")
+    max_metric_factor: float = option(1.5, "a best_metric this many times worse than the run's best is such a sign")
+    best_metric: str = option(
+        "",
+        "metric that chooses checkpoints/best.pt; empty is the first of --log.metrics",
+        choices=("", "fid", "kid", "swd", "is", "precision", "recall", "density", "coverage"),
+    )
+
+
+@dataclass(frozen=True)
 class DebugConfig:
     profile: bool = option(False, "write a trace of steps 11 to 13 to the run's tensorboard folder")
     xla_metrics: bool = option(False, "print the compilations, executions and fallbacks of torch-xla at every tick")
@@ -101,4 +120,5 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)

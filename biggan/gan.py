@@ -64,6 +64,14 @@ def _build(network: type[nn.Module], *, config: TrainConfig, **arguments: Any) -
         raise UserError(f"{network.__name__.lower()}: {error}") from None
 
 
+def initial_weights(config: TrainConfig) -> dict[str, Any]:
+    """What `Gan.load_state_dict` makes a new `Gan` of, on the host; it draws what the constructor draws."""
+    return {
+        "generator": build_generator(config).state_dict(),
+        "discriminator": build_discriminator(config).state_dict(),
+    }
+
+
 RECOMPUTED_PARTS = {"none": (), "attention": ("attention",), "blocks": ("residual", "attention")}
 
 

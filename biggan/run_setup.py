@@ -14,8 +14,17 @@ from runtime.errors import UserError
 # What may differ between a run and its continuation: no weight depends on these.
 MAY_CHANGE = {
     *("total_kimg", "log", "device", "compile", "out", "data", "preset", "initial_weights"),
-    *("checkpoint_activations", "compilation_cache", "debug"),
+    *("checkpoint_activations", "compilation_cache", "debug", "guard", "shard_parameters", "channels_last"),
 }
+WHY_NOT = {
+    "global_batch_size": "the length of a step and the data order follow from it; another number of processes needs "
+    "no other one",
+    "accumulation_steps": "batch norm sees the images of a part together",
+    "d_steps_per_g_step": "the data order follows from it",
+    "precision": "its rounding is part of the run",
+    "seed": "all noise and the data order follow from it",
+}
+PART_OF = dict.fromkeys(("precision", "recall", "density", "coverage"), "prdc")  # values that one metric gives
 FOLDERS = ("samples", "checkpoints", "tensorboard")
 
 
@@ -47,6 +56,14 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, num_shards: int = 1)
     for name in ("checkpoint_every_ticks", "keep_checkpoints", "grid"):
         if getattr(config.log, name) < 1:
             raise UserError(f"--log.{name.replace('_', '-')} must be at least 1.")
+    guard, measured = config.guard, config.log.metrics if config.log.metric_every_ticks else ()
+    if guard.best_metric and not {guard.best_metric, PART_OF.get(guard.best_metric)} & set(measured):
+        raise UserError(
+            f"--guard.best-metric {guard.best_metric} is not measured: it needs --log.metric-every-ticks, and a place "
+            "in --log.metrics."
+        )
+    if guard.patience < 1 or guard.max_restarts < 0:
+        raise UserError("--guard.patience must be at least 1, --guard.max-restarts not below 0.")
     if batch // parts % num_shards:
         raise UserError(
             f"--global-batch-size {batch} / --accumulation-steps {parts} must be a multiple of the {num_shards} devices"
@@ -69,4 +86,4 @@ def refuse_other_run(before: dict[str, Any], data: dict[str, Any], now: dict[str
         UserError: continuing would not be the same run.
     """
     data_now = {"count": len(dataset), "fingerprint": dataset.fingerprint}
-    run_folder.refuse_other_run(before, now, data, data_now, MAY_CHANGE, "images")
+    run_folder.refuse_other_run(before, now, data, data_now, MAY_CHANGE, "images", WHY_NOT)

@@ -77,7 +77,9 @@ class Evaluator:
         self._step = compile_by_shape(device, self._count)
 
     def __call__(self, split: TokenSplit, limit: int = 0, progress: bool = False) -> Evaluation:
-        """Looks at every example of the split once, or at its first `limit`; shows the way where `progress`.
+        """Looks at every example of the split once, or at `limit` of them; shows the way where `progress`.
+
+        These are spread over the split: files may have one class after the other.
 
         Processes share each batch: all must call this, and all get the whole.
         """
@@ -85,20 +87,23 @@ class Evaluator:
         self.classifier.eval()
         self.confusion = self.device.put(torch.zeros(outputs, outputs))
         self.loss = self.device.put(torch.zeros(1))
-        lengths = split.lengths[: limit or None]
-        steps = -(-len(lengths) // self.batch_size)
+        count = min(limit, len(split)) or len(split)
+        chosen = np.arange(count) * len(split) // count
+        steps = -(-count // self.batch_size)
         shown = progress and self.device.processes.is_main
-        for batch in track(prefetch(self._batches(split, lengths)), steps, "evaluating", shown):
+        for batch in track(prefetch(self._batches(split, chosen)), steps, "evaluating", shown):
             self._step(*(self.device.put(tensor, batch_dim=0, local=True) for tensor in batch))
         confusion, loss = (self.device.mean(x).cpu() * parts_of_batch() for x in (self.confusion, self.loss))
         self.classifier.train()
-        return Evaluation(confusion.round().long(), float(loss) / len(lengths), time.monotonic() - start)
+        return Evaluation(confusion.round().long(), float(loss) / count, time.monotonic() - start)
 
-    def _batches(self, split: TokenSplit, lengths: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, split: TokenSplit, chosen: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Tokens, labels and which examples count, of this process's rows of each batch."""
         longest, rows = self.classifier.config.max_length, self.device.local_rows(self.batch_size).numpy()
-        for indices, length, valid in evaluation_batches(lengths, self.batch_size, longest, self.bucket_lengths):
-            indices = indices[rows]
+        for indices, length, valid in evaluation_batches(
+            split.lengths[chosen], self.batch_size, longest, self.bucket_lengths
+        ):
+            indices = chosen[indices[rows]]
             yield split.rows(indices, length), split.labels[indices], torch.from_numpy(valid[rows]).float()
 
     @torch.no_grad()

@@ -1,9 +1,8 @@
 """Named configurations of every task. A docstring is a claim: command, hardware, time and result, or "not run".
 
 The hyper-parameters are those of Alam et al. 2023, arXiv:2305.19534; batches are what its 16 GPUs had together. Two
-things differ where tokens can be padding: it stays out of the superposition and out of the mean, so that its amount
-changes nothing, and batches are as long as their sequences need. The original's treatment is
-`--attention.mask-superposition false --model.pooling mean --length-buckets none`.
+things differ where tokens can be padding: it enters neither the superposition nor the mean, and batches are as long as
+they need. The original: `--attention.mask-superposition false --model.pooling mean --length-buckets none`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from hrrformer import arena_presets as arena
 from hrrformer.config import LogConfig, ModelConfig, OptimizerConfig, TrainConfig
 from runtime.errors import UserError
 
@@ -281,11 +281,11 @@ def _with_layers(base: TrainConfig, num_layers: int) -> TrainConfig:
 
 
 PRESETS: dict[str, dict[str, Callable[[], TrainConfig]]] = {
-    "listops": {"single": listops_single, "full": listops_full, "demo": listops_demo},
-    "text": {"single": text_single, "full": text_full},
-    "retrieval": {"single": retrieval_single, "full": retrieval_full},
-    "image": {"single": image_single, "full": image_full, "demo": image_demo},
-    "pathfinder": {"single": pathfinder_single, "full": pathfinder_full},
+    "listops": {"single": listops_single, "full": listops_full, "demo": listops_demo, "arena": arena.listops},
+    "text": {"single": text_single, "full": text_full, "arena": arena.text},
+    "retrieval": {"single": retrieval_single, "full": retrieval_full, "arena": arena.retrieval},
+    "image": {"single": image_single, "full": image_full, "demo": image_demo, "arena": arena.image},
+    "pathfinder": {"single": pathfinder_single, "full": pathfinder_full, "arena": arena.pathfinder},
     "pathx": {"single": pathx_single},
     "malware": {"single": malware_single},
 }

@@ -35,6 +35,7 @@ def finish(folder: Path, step: int, data: TaskData, evaluator: Evaluator, proces
         "test_loss": found.loss,
         "test_examples": found.examples,
         "test_majority_baseline": majority_baseline(data.test.labels)[0],
+        "parameters": sum(p.numel() for p in evaluator.classifier.parameters()),
     }
     if processes.is_main:
         write_atomically(folder / FILE, lambda file: file.write(json.dumps(result, indent=2).encode()))

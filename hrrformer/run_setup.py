@@ -14,7 +14,16 @@ from runtime.distributed import Processes
 from runtime.errors import UserError
 
 # What may differ between a run and its continuation: no weight depends on these.
-MAY_CHANGE = {"log", "device", "compile", "out", "data", "preset", "initial_weights", "compilation_cache", "debug"}
+MAY_CHANGE = {
+    *("log", "device", "compile", "out", "data", "preset", "initial_weights", "compilation_cache", "debug"),
+    "accumulation_steps",
+}
+WHY_NOT = {
+    "batch_size": "the batches of an epoch follow from it; another number of processes needs no other one",
+    "length_buckets": "the batches of an epoch follow from them",
+    "precision": "its rounding is part of the run",
+    "seed": "all noise and the batches follow from it",
+}
 LENGTH = {"epochs", "max_steps"}  # as little, but for the cosine schedule
 FOLDERS = ("checkpoints", "tensorboard")
 
@@ -68,6 +77,17 @@ def _check(config: TrainConfig, num_shards: int) -> None:
         raise UserError(
             f"--batch-size {batch} / --accumulation-steps {parts} must be a multiple of the {num_shards} devices."
         )
+    padding_counts = (
+        not config.model.use_mask
+        or config.model.pooling == "mean"
+        or config.attention.options.get("mask_superposition") is False
+    )
+    if config.length_buckets and padding_counts:
+        raise UserError(
+            "with --length-buckets the amount of padding varies, and this network's results would with it: use "
+            "--model.use-mask true, --model.pooling masked-mean or cls and no --attention.mask-superposition false, "
+            "or --length-buckets none."
+        )
     if not config.epochs > 0 or config.pretrain_epochs < 0 or config.max_steps < 0:
         raise UserError("--epochs must be above 0, --pretrain-epochs and --max-steps not below.")
     if not 0 < config.pretrain_mask_rate < 1:
@@ -105,5 +125,5 @@ def refuse_other_run(tree: dict[str, Any], config: TrainConfig, data: TaskData) 
         raise UserError(f"the run directory holds a run of the task {before}, not of {config.task}. Use another --out.")
     may_change = MAY_CHANGE if config.optimizer.schedule == "cosine" else MAY_CHANGE | LENGTH
     run_folder.refuse_other_run(
-        tree["config"], to_dict(config), tree["data"], describe_data(data), may_change, "examples"
+        tree["config"], to_dict(config), tree["data"], describe_data(data), may_change, "examples", WHY_NOT
     )

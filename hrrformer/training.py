@@ -36,6 +36,7 @@ from runtime.errors import RunError
 from runtime.preemption import StopRequest
 from runtime.prefetch import prefetch
 from runtime.randomness import derive_seed
+from runtime.run_folder import explain_failures, what_is_kept
 from runtime.run_log import Progress, RunLog, RunningMeans
 
 PROFILED_STEPS = range(10, 13)  # counted from where the run starts or resumes: after all compilation
@@ -146,6 +147,7 @@ class Run:
                 unread = unread()
             done, last = self.step - phase.first, self.step == phase.last
             if done % log_config.steps_per_tick == 0 or last:
+                self.saver.check()
                 now = time.monotonic()
                 self.elapsed_sec += now - tick_start
                 tick = math.ceil(done / log_config.steps_per_tick)
@@ -156,6 +158,7 @@ class Run:
                 if validate or save:  # these wait for the device in any case
                     unread = unread(self._validate if validate else dict)
                 if save:
+                    log.sync()
                     self.saver.save(self.step, self.state_dict())
                     saved_step = self.step
                 if last and phase.name == "pretrain":
@@ -167,6 +170,8 @@ class Run:
             unread()
         if saved_step != self.step < phase.last:
             self.elapsed_sec += time.monotonic() - tick_start
+            self._refuse_non_finite({n: float(x) for n, x in self.means.state_dict()["sums"].items()}, self.step + 1)
+            log.sync()
             self.saver.save(self.step, self.state_dict())
         progress.close()
 
@@ -207,10 +212,8 @@ class Run:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self.saver.wait()
-            paths = self.checkpoints.paths()
-            kept = f"the newest checkpoint is {paths[-1]}" if paths else "no checkpoint was written yet"
             raise RunError(
-                f"{', '.join(bad)} became infinite or NaN before step {step}; {kept}. "
+                f"{', '.join(bad)} became infinite or NaN before step {step}. {what_is_kept(self.checkpoints)} "
                 "Try a lower --optimizer.lr, --optimizer.clip-grad-norm 1 or another --seed."
             )
 
@@ -267,7 +270,8 @@ def train(config: TrainConfig) -> tuple[Run, dict[str, Any] | None]:
         print(introduction(run))
         if resumed:
             print(f"resuming from {resumed} at step {run.step:,}")
-        run.train(stop)
+        with explain_failures(run.checkpoints):
+            run.train(stop)
         if run.step < run.phases[-1].last:
             return run, None
         return run, finish(folder, run.step, data, run.evaluator, processes)

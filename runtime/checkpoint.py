@@ -6,6 +6,7 @@ a SHA-256 over the whole tree; `load` refuses a file whose content does not have
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -65,7 +66,7 @@ def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or is not a checkpoint.") from None
     if not isinstance(tree, dict) or "format" not in tree or "checksum" not in tree:
         raise UserError(
-            f"{path} was not written by this program (weights of BigGAN-PyTorch: use tools.convert_biggan)."
+            f"{path} was not written by this program (weights of other BigGANs: python -m tools.convert_biggan)."
         )
     if tree.pop("checksum") != checksum(tree):
         raise UserError(f"{path} is damaged: its content does not match its checksum.")
@@ -155,6 +156,11 @@ class BackgroundSaver:
         if error is not None:
             raise error
 
+    def check(self) -> None:
+        """Raises what a save failed with that has ended by now; does not wait for one that has not."""
+        if self.thread is not None and not self.thread.is_alive():
+            self.wait()
+
     def _start(self, write: Callable[..., Any], name: int | str, tree: dict[str, Any]) -> None:
         self.wait()
         tree = self.copy(tree)
@@ -211,8 +217,14 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     except RuntimeError as error:  # torch's writer hides why a write failed, most often a full disk
         full = shutil.disk_usage(path.parent).free < 2**20
         temporary.unlink(missing_ok=True)
-        reason = "no space left on the device" if full else str(error).splitlines()[0]
-        raise OSError(f"cannot write {path}: {reason}") from error
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not every one names its file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

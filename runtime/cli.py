@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from runtime.errors import RunError, UserError
+from runtime.errors import RunError, UserError, describe
 
 # Read when torch loads its OpenMP, so set before: threads that spin while they wait for each other cost up to ten
 # times the time as soon as something else runs on the machine.
@@ -18,6 +18,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Read at torch's first allocation: large tensors on huge pages. With pages of 4 KiB, which the system takes back with
 # every tensor over 32 MiB, page faults take a sixth of a training step of hrrformer on a CPU.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# What torch's allocators say on a CPU, on CUDA and on XLA; none of them raises a MemoryError.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -80,16 +83,13 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(_describe(error), 1)
-    except MemoryError:
-        return _fail("out of memory: use a smaller batch or resolution.", 1)
+        return _fail(describe(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        return _fail("out of memory: use a smaller batch, more accumulation steps, or shorter or smaller inputs.", 1)
     except KeyboardInterrupt:
         return _fail("interrupted.", 130)
-
-
-def _describe(error: OSError) -> str:
-    where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror or error}{where}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -142,7 +142,10 @@ class Device:
         return torch.compile(network, dynamic=False)
 
     def recompute(self, function: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
-        """function(*args), whose intermediate results are computed a second time in the backward pass, not kept."""
+        """function(*args), whose intermediate results are computed a second time in the backward pass, not kept.
+
+        The result and the first of `args` have a batch as their first dimension.
+        """
         return checkpoint(function, *args, use_reentrant=False)
 
     def seed(self, seed: int) -> None:

@@ -7,3 +7,9 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on, through no mistake in its usage: the message, and exit status 1."""
+
+
+def describe(error: OSError) -> str:
+    """What is wrong with which file, in a few words."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"

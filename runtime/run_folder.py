@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runtime.checkpoint import CheckpointFolder, load
-from runtime.errors import UserError
+from runtime.errors import RunError, UserError, describe
 
 
 def make_folders(folder: Path, names: Sequence[str]) -> None:
@@ -45,6 +46,24 @@ def read_checkpoint(path: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
     return newest
 
 
+@contextlib.contextmanager
+def explain_failures(checkpoints: CheckpointFolder) -> Iterator[None]:
+    """Makes an OSError (a full disk, a mount that is gone) a RunError that says what is kept and how to go on."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"{describe(error)}. {what_is_kept(checkpoints)}") from error
+
+
+def what_is_kept(checkpoints: CheckpointFolder) -> str:
+    paths = checkpoints.paths()
+    if not paths:
+        return "No checkpoint was written yet."
+    return f"The newest checkpoint is {paths[-1]}; the same command resumes from it."
+
+
 def refuse_other_run(
     before: dict[str, Any],
     now: dict[str, Any],
@@ -52,6 +71,7 @@ def refuse_other_run(
     data_now: dict[str, Any],
     may_change: Collection[str],
     unit: str,
+    reasons: Mapping[str, str] | None = None,
 ) -> None:
     """Compares a checkpoint's configuration and data with those at hand.
 
@@ -60,6 +80,7 @@ def refuse_other_run(
         data_before, data_now: of the training data, `count` and `fingerprint`.
         may_change: the fields of the configuration that no weight depends on.
         unit: what `count` counts, such as "images".
+        reasons: by the name of a field, why a run cannot go on with another value of it.
 
     Raises:
         UserError: continuing would not be the same run.
@@ -67,7 +88,8 @@ def refuse_other_run(
     changed = [key for key in now if key not in may_change and now[key] != before.get(key)]
     advice = "Use another --out, or the same values to resume it."
     if changed:
-        differences = "; ".join(_difference(key, before.get(key), now[key]) for key in changed)
+        reasons = {key: f" ({reason})" for key, reason in (reasons or {}).items()}
+        differences = "; ".join(_difference(key, before.get(key), now[key]) + reasons.get(key, "") for key in changed)
         raise UserError(f"the run directory holds a run with another configuration: {differences}. {advice}")
     if data_now["count"] != data_before["count"]:
         raise UserError(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from runtime.checkpoint import write_atomically
+
 
 class RunningMeans:
     """Means of detached scalar tensors between ticks, summed where they are.
@@ -74,6 +76,11 @@ class RunLog:
             if isinstance(value, int | float):
                 self.writer.add_scalar(key, value, step)
 
+    def sync(self) -> None:
+        """Brings the lines to the disk, so that no checkpoint that follows can outlive them in a power failure."""
+        if self.writes:
+            os.fsync(self.file.fileno())
+
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """`image`: uint8 (3, H, W)."""
         if self.writes:
@@ -94,9 +101,8 @@ class RunLog:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError, TypeError):  # half a line of a killed run
                 continue
-        temporary = self.path.with_suffix(".jsonl.writing")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        text = "".join(line + "\n" for line in kept)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 class Progress:

@@ -25,7 +25,7 @@ import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch_xla.utils.checkpoint import checkpoint
+from torch_xla.utils.checkpoint import CheckpointFunction
 
 from runtime.checkpoint import host_copy
 from runtime.device import Device, rows_of_shards
@@ -70,7 +70,8 @@ class XlaDevice(Device):
     def use_cache(self, folder: str | os.PathLike) -> None:
         if xr.device_type() == "CPU" or torch_xla._XLAC._xla_computation_cache_is_initialized():
             return  # PJRT's CPU client writes programs that it cannot read back
-        os.makedirs(folder, exist_ok=True)
+        folder = Path(folder) / f"host-{self.processes.index}"  # hosts may share a disk, and each writes its programs
+        folder.mkdir(parents=True, exist_ok=True)
         xr.initialize_cache(str(folder))
 
     def local_rows(self, batch_size: int) -> torch.Tensor:
@@ -115,7 +116,6 @@ class XlaDevice(Device):
             while tensors and size < GATHERED_BYTES:
                 group.append(tensors.pop())
                 size += group[-1].nbytes
-            whole = [tensor.detach() * 1 for tensor in group]
             whole = [tensor.detach() * 1 for tensor in group]
             for tensor in whole:
                 self._lay_out(tensor, (None,) * tensor.dim())
@@ -196,7 +196,7 @@ class XlaDevice(Device):
             replaced = dict(zip(positions, floats, strict=True))
             return function(*(replaced.get(i, arg) for i, arg in enumerate(args)))
 
-        return checkpoint(of_floats, *(args[i] for i in positions))
+        return _Recomputed.apply(of_floats, True, *(args[i] for i in positions))
 
     def seed(self, seed: int) -> None:
         super().seed(seed)
@@ -234,6 +234,23 @@ class XlaDevice(Device):
         fallbacks = {name: met.counter_value(name) for name in met.counter_names() if name.startswith("aten::")}
         executions = count("ExecuteTime", "ExecuteReplicatedTime")  # on one device, on a mesh
         return {"compilations": count("CompileTime"), "executions": executions, **fallbacks}
+
+
+class _Recomputed(CheckpointFunction):
+    """torch_xla's own, but the second run takes in the gradient, and so differs from the first and waits for it.
+
+    The barrier alone is gone before XLA's CPU compiler merges what is equal, and with it all that was to be saved.
+    """
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        function, zeros = ctx.run_function, 0.0 * gradient.flatten(1)[:, 0]  # (B,): each row of a dealt batch its own
+
+        def second_run(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return function(x + zeros.to(x.dtype).view(-1, *(1,) * (x.dim() - 1)), *rest)
+
+        ctx.run_function = second_run
+        return CheckpointFunction.backward(ctx, gradient)
 
 
 class _Gathered(torch.autograd.Function):

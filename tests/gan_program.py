@@ -4,24 +4,25 @@
 
 trains a narrow network for each of `runs` (the options of `train`, and `float64`) and writes to OUT, by the name of the
 run, what `train` returns. With `"features_of": N`, also the features that a randomly initialised FID network has of N
-batches; with `"layers": true`, what `attention` returns; with `"evaluate": true`, what `evaluation` returns.
+batches; with `"layers": true`, what `attention` returns; with `"evaluate": true`, what `evaluation` returns; with
+`"fallbacks_of": [PRESET, ...]`, what `fallbacks` returns.
 """
 
 import contextlib
 import json
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import attention.smyrf.functional as smyrf_functional
 from attention import HRRSelfAttention, MultiHeadAttention
+from biggan.config import AttentionConfig
 from biggan.data import drawn_faces
-from biggan.data.dataset import ImageDataset
-from biggan.metrics.evaluator import EvaluationOptions, FidEvaluator
 from biggan.metrics.evaluator import evaluate as evaluate_images
+from biggan.metrics.features import FeatureExtractor
 from biggan.metrics.inception import FIDInception
 from biggan.presets import get_preset, smyrf
 from biggan.run_setup import fit_to_data
@@ -32,30 +33,53 @@ from runtime.randomness import derive_seed
 
 
 def demo():
-    """With two clusters: the fewer borders, the fewer tokens that rounding carries over one."""
+    """With two clusters: the fewer borders, the fewer tokens that rounding carries over one. The averaged generator
+    starts as a copy, as that of the large presets."""
     base = get_preset("demo")
     model = replace(base.model, generator_channels=4, discriminator_channels=4, dim_z=8)
-    attention = smyrf(2, 128, 32, (16,), (16,))
-    return replace(base, global_batch_size=8, drawn_faces=24, model=model, attention=attention)
+    attention, ema = smyrf(2, 128, 32, (16,), (16,)), replace(base.ema, start_step=2)
+    return replace(base, global_batch_size=8, drawn_faces=24, model=model, attention=attention, ema=ema)
 
 
-def celebahq128():
-    """The recipe of celebahq128-smyrf: two discriminator steps, attention at full resolution; at 64x64 and narrow."""
-    base = get_preset("celebahq128-smyrf")
-    model = replace(base.model, resolution=64, generator_channels=8, discriminator_channels=8, dim_z=8)
-    attention = smyrf(4, 512, 128, (64,), (32,))
-    return replace(base, data="drawn-faces", global_batch_size=4, drawn_faces=24, model=model, attention=attention)
+def narrow(name, shrink=1):
+    """A preset's recipe with eight channels and four images a step; at 1 / `shrink` of its resolutions, with as many
+    clusters."""
+    base = get_preset(name)
+    maps = [
+        tuple(size // shrink for size in sizes)
+        for sizes in (base.attention.generator_resolutions, base.attention.discriminator_resolutions)
+    ]
+    options = {key: n // shrink**2 if "cluster" in key else n for key, n in base.attention.options.items()}
+    model = replace(
+        base.model,
+        resolution=base.model.resolution // shrink,
+        generator_channels=8,
+        discriminator_channels=8,
+        dim_z=24,
+        num_classes=base.model.num_classes or 3,
+    )
+    return replace(
+        base,
+        data="drawn-faces",
+        drawn_faces=24,
+        global_batch_size=4,
+        model=model,
+        attention=AttentionConfig(base.attention.name, *maps, options),
+    )
 
 
-def train(device, folder, preset="demo", steps=3, record=3, samples=0, **changes):
-    """Trains, and goes through a checkpoint after step `record`.
+def train(device, folder, narrowed="", steps=3, record=3, samples=0, epsilon=None, **changes):
+    """Trains `demo`, or half the resolution of the preset `narrowed`, and goes through a checkpoint after step
+    `record`; `epsilon` is Adam's.
 
     Returns:
         `state`, `values` and `clusters`: all weights, statistics and moments after that step, the mean values until
         then and the hash clusters in its last network calls; `images` drawn at the end, as many as `samples`;
         `counters` of torch-xla before and after each step, and `counters_of_images`.
     """
-    config = replace({"demo": demo, "celebahq128": celebahq128}[preset](), **changes)
+    config = replace(narrow(narrowed, shrink=2) if narrowed else demo(), **changes)
+    if epsilon:
+        config = replace(config, optimizer=replace(config.optimizer, epsilon=epsilon))
     run = build(config, device, folder)
     counters, found = [], {}
     step = device.compile_step(run.train_step)
@@ -71,7 +95,7 @@ def train(device, folder, preset="demo", steps=3, record=3, samples=0, **changes
             run.gan.load_state_dict(found["state"])
             step = device.compile_step(run.train_step)
     before = counters_of(device)
-    found["images"] = torch.cat(list(run.samples(samples, 0))) if samples else None
+    found["images"] = torch.cat(list(run.measurements.samples(samples, 0))) if samples else None
     return found | {"counters": counters, "counters_of_images": (before, counters_of(device))}
 
 
@@ -126,17 +150,40 @@ def remembered_clusters():
     smyrf_functional.cluster_orders = original
 
 
+def fallbacks(device, folder, names):
+    """By preset, the operations of its step that torch-xla leaves to the host.
+
+    The step is traced and written as a program, narrow but at its own resolution, and neither compiled nor run.
+    """
+    runs = {name: build(narrow(name), device, folder) for name in names}
+    batches = {name: run.batch(0) for name, run in runs.items()}
+    before, found = counters_of(device), {}
+    for name, run in runs.items():
+        run.train_step(*batches[name])
+        written = [x for x in tree_leaves(run.gan.state_dict()) if isinstance(x, torch.Tensor)]
+        assert torch_xla_program(written).startswith("HloModule")
+        after = device.counters()
+        found[name] = [key for key, n in after.items() if key.startswith("aten::") and n != before.get(key, 0)]
+        before = after
+    return found
+
+
+def torch_xla_program(tensors):
+    import torch_xla
+
+    return torch_xla._XLAC._get_xla_tensors_hlo(tensors)
+
+
 def features(device, count):
-    """Features of `count` batches of 6 images, as the FID takes them, and the counters before and after each."""
+    """Features of `count` batches as the FID takes them, of 6 images but the last, of 3; the counters around each."""
     torch.manual_seed(0)
     images = torch.randint(256, (count, 6, 3, 32, 32), dtype=torch.uint8)
     counters, found = [], []
-    with warnings.catch_warnings(action="ignore"):  # so few images are no estimate
-        options = EvaluationOptions(FIDInception(), "pytorch-fid", None, device, progress=False)
-        evaluator = FidEvaluator(ImageDataset(images[0]), 6, options)
-    for batch in images:
+    extractor = FeatureExtractor(FIDInception(), "pytorch-fid", device)
+    extractor.extract(images[0])
+    for batch in [*images[:-1], images[-1, :3]]:
         before = counters_of(device)
-        found.append(evaluator._features(batch).cpu())
+        found.append(extractor.extract(batch)[0].cpu())
         counters.append((before, counters_of(device)))
     return {"features": torch.cat(found), "counters": counters}
 
@@ -172,16 +219,16 @@ class Colours(torch.nn.Module):
 
 
 def evaluation(device, folder):
-    """FID and SWD of images that no number of processes divides, twice: with statistics computed and cached."""
+    """FID, KID and SWD of images that no number of processes divides, twice: with statistics computed and cached."""
     generator = torch.Generator().manual_seed(0)
     fake = torch.randint(256, (23, 3, 32, 32), generator=generator, dtype=torch.uint8)
     dataset = drawn_faces(32, 37)
     dataset.fingerprint = "37 faces"
-    options = {"inception": Colours(), "cache_dir": folder, "device": device, "progress": False}
-    return [dict(evaluate_images(fake.split(9), 23, dataset, ["fid", "swd"], **options)) for _ in range(2)]
+    options = {"network": Colours(), "cache_dir": folder, "device": device, "progress": False}
+    return [dict(evaluate_images(fake.split(9), 23, dataset, ["fid", "kid", "swd"], **options)) for _ in range(2)]
 
 
-def main(out, device, runs=None, features_of=0, layers=False, evaluate=False):
+def main(out, device, runs=None, features_of=0, layers=False, evaluate=False, fallbacks_of=()):
     device, found = open_device(device), {}
     for name, options in (runs or {}).items():
         in_float64 = options.pop("float64", False)
@@ -195,6 +242,8 @@ def main(out, device, runs=None, features_of=0, layers=False, evaluate=False):
         found["attention"] = attention(device)
     if evaluate:
         found["evaluation"] = evaluation(device, Path(out).parent)
+    if fallbacks_of:
+        found["fallbacks"] = fallbacks(device, Path(out).parent, fallbacks_of)
     if device.processes.is_main:
         torch.save(found, out)
 

@@ -1,12 +1,13 @@
-"""Plots of what `tools.benchmark_attention` measured: time over length, and score over speed.
+"""Plots of what was measured: time over length, and the figure of all mechanisms.
+
+Times are from `tools.benchmark_attention` or `tools.benchmark_layers`, scores from `tools.compare_mechanisms`.
 
 python -m tools.attention_plots crossover benchmarks/attention_lengths_cpu.json docs/crossover.png
-python -m tools.attention_plots figure benchmarks/peers_cpu.json benchmarks/peers_scores.json docs/peers.png
+python -m tools.attention_plots figure benchmarks/mechanism_layers_cpu.json benchmarks/mechanisms_cpu.json OUT.png
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cli import CommandParser, run_command
-from runtime.errors import UserError
+from tools.benchmarking import machine_title, read_json
+from tools.mechanism_figure import draw_figure
+from tools.plotting import pyplot, save
 
 PASS_TITLES = {"f": "forward", "fb": "forward + backward"}
 
@@ -37,7 +40,7 @@ def crossing(lengths: Sequence[int], times: Sequence[float], baseline: Sequence[
 
 def plot_crossover(record: Mapping[str, Any], out: Path) -> None:
     """Time over the number of queries, a panel for each pass, with the crossings of the dense line marked."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = record["results"]
     passes = [name for name in PASS_TITLES if any(row["pass"] == name for row in rows)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -62,56 +65,8 @@ def plot_crossover(record: Mapping[str, Any], out: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].legend()
-    figure.suptitle(_title(record))
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
-
-
-def plot_figure(record: Mapping[str, Any], scores: Mapping[str, float], out: Path) -> None:
-    """Score over speed at the longest length, memory as the circle's area; only what has both, forward + backward."""
-    plt = _pyplot()
-    longest = max(row["length"] for row in record["results"])
-    rows = [row for row in record["results"] if (row["pass"], row["length"]) == ("fb", longest)]
-    rows = [row for row in rows if row["method"] in scores]
-    if not rows:
-        raise UserError("no mechanism has both a measured time and a score.")
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    largest = max(row["peak_growth_mb"] for row in rows)
-    for row in rows:
-        speed, score = 1e3 / row["median_ms"], scores[row["method"]]
-        axis.scatter(speed, score, s=20 + 1500 * row["peak_growth_mb"] / largest, alpha=0.5)
-        axis.annotate(row["method"], (speed, score), ha="center", va="center", fontsize=8)
-    axis.set(
-        xscale="log", xlabel=f"calls a second at {longest:,} tokens, forward + backward", ylabel="test accuracy, %"
-    )
-    axis.grid(alpha=0.3)
-    figure.suptitle(f"{_title(record)}; area: peak memory, the largest {largest:,.0f} MB")
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
-
-
-def _title(record: Mapping[str, Any]) -> str:
-    machine, settings = record["machine"], record["settings"]
-    hardware = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
-    return f"{hardware}, {settings['dtype']}, {machine['date']}"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("plots need matplotlib; install it with: pip install '.[dev]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{path} is not a JSON file of tools.benchmark_attention.") from None
+    figure.suptitle(machine_title(record))
+    save(figure, out, dpi=120)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -120,15 +75,15 @@ def main(argv: Sequence[str]) -> None:
     crossover = commands.add_parser("crossover", help="time over length")
     figure = commands.add_parser("figure", help="score over speed, memory as the circle")
     for command in (crossover, figure):
-        command.add_argument("results", type=Path, help="JSON of tools.benchmark_attention")
-    figure.add_argument("scores", type=Path, help='JSON {"scores": {mechanism: accuracy in %%}}')
+        command.add_argument("results", type=Path, help="JSON of tools.benchmark_attention, or of benchmark_layers")
+    figure.add_argument("scores", type=Path, help="JSON of tools.compare_mechanisms")
     for command in (crossover, figure):
         command.add_argument("out", type=Path, help="PNG to write")
     args = parser.parse_args(argv)
     if args.command == "crossover":
-        plot_crossover(_read(args.results), args.out)
+        plot_crossover(read_json(args.results), args.out)
     else:
-        plot_figure(_read(args.results), _read(args.scores)["scores"], args.out)
+        draw_figure(args.results, args.scores, args.out)
 
 
 if __name__ == "__main__":

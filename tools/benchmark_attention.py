@@ -34,6 +34,7 @@ from runtime.device import open_device
 from runtime.errors import RunError
 from tools.attention_plots import plot_crossover
 from tools.benchmarking import describe_machine, interleave, peak_growth_mb, summarise_times, write_json
+from tools.mechanism_figure import draw_figure
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 PASS_NAMES = {"f": "forward", "fb": "forward + backward"}
@@ -70,17 +71,17 @@ def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.
         backend = "auto" if name == "smyrf" else name.removeprefix("smyrf-")
         return lambda q, k, v: smyrf_attention(q, k, v, projections, *sizes, scale=1.0, merge=merge, backend=backend)
     torch.manual_seed(1)
-    known = {"head_dim": args.head_dim, "num_heads": 1, "max_length": length, "scale": 1.0}
+    known = {"head_dim": args.head_dim, "num_heads": args.heads, "max_length": length, "scale": 1.0}
     filled = {option: value for option, value in known.items() if option in get_mechanism(name).options}
     return build_attention(name, **filled | options).to(args.device, dtype)
 
 
 def make_inputs(length: int, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian q (1, 1, N, D), k (1, 1, Nk, D), v (1, 1, Nk, Dv) in float64."""
+    """Gaussian q (1, H, N, D), k (1, H, Nk, D), v (1, H, Nk, Dv) in float64."""
     generator = torch.Generator().manual_seed(0)
     num_keys, value_dim = (length // 4, 4 * args.head_dim) if args.keys == "quarter" else (length, args.head_dim)
     shapes = ((length, args.head_dim), (num_keys, args.head_dim), (num_keys, value_dim))
-    q, k, v = (torch.randn(1, 1, *shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    q, k, v = (torch.randn(1, args.heads, *shape, generator=generator, dtype=torch.float64) for shape in shapes)
     return tuple(x.to(args.device) for x in (q, k, v))
 
 
@@ -114,7 +115,7 @@ def check(name: str, length: int, args: argparse.Namespace) -> tuple[float, floa
     if name == "dense":
         found, expected = out[:, :, rows], dense
     elif is_smyrf(name):
-        found, expected = out[:, :, rows], _smyrf_rows(name, rows, length, args, inputs)
+        found, expected = out[:, :1, rows], _smyrf_rows(name, rows, length, args, inputs)
     else:
         found, expected = out, build_method(name, length, args, torch.float64)(*(x.double() for x in inputs))
     error = ((found - expected).abs().max() / expected.abs().max()).item()
@@ -124,7 +125,7 @@ def check(name: str, length: int, args: argparse.Namespace) -> tuple[float, floa
 
 
 def _smyrf_rows(name: str, rows: Tensor, length: int, args: argparse.Namespace, inputs: list[Tensor]) -> Tensor:
-    """Outputs of some queries in float64, each from the keys of its clusters, counted as `merge` counts them."""
+    """Outputs of some queries of the first head in float64, each from its clusters' keys, counted as `merge` counts."""
     options = SMYRF_OPTIONS | args.options.get("smyrf", {})
     generator = torch.Generator().manual_seed(1)
     projections = torch.randn(args.head_dim + 2, options["num_hashes"], generator=generator)
@@ -200,6 +201,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keys", default="quarter", choices=("quarter", "equal"), help="keys for each query")
     parser.add_argument("--set", action="append", default=[], metavar="NAME.OPTION=VALUE", help="a mechanism's option")
     parser.add_argument("--head-dim", type=int, default=24, help="head size of queries and keys")
+    parser.add_argument("--heads", type=int, default=1, help="heads, all alike")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--passes", default="f,fb", help="f = forward, fb = forward and backward; both: f,fb")
@@ -207,6 +209,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=tuple(TOLERANCE), help="of q, k and v")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="also write the results here")
     parser.add_argument("--plot", type=Path, default=None, metavar="OUT.png", help="draw time over length")
+    parser.add_argument(
+        "--figure",
+        nargs=3,
+        type=Path,
+        metavar=("LAYERS.json", "SCORES.json", "OUT.png"),
+        help="measure nothing: draw score over speed from tools.benchmark_layers and tools.compare_mechanisms",
+    )
     args = parser.parse_args(argv)
     open_device(args.device)  # says so where there is none
     args.passes = args.passes.split(",")
@@ -217,8 +226,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         args.options = parse_options(args.set)
     except ValueError as error:
         parser.error(str(error))
-    if min(args.lengths) < 8 or args.repeats < 1 or args.head_dim < 1:
-        parser.error("--lengths must be at least 8, --repeats and --head-dim at least 1")
+    if min(args.lengths) < 8 or min(args.repeats, args.head_dim, args.heads) < 1:
+        parser.error("--lengths must be at least 8, --repeats, --head-dim and --heads at least 1")
     everyone = [name for name in available_attention() if name != "dense" and not get_mechanism(name).layer]
     args.mechanisms = everyone if args.mechanisms == "all" else args.mechanisms.split(",")
     known = {*everyone, *(f"smyrf-{backend}" for backend in SMYRF_BACKENDS)}
@@ -243,11 +252,15 @@ def parse_options(pairs: Sequence[str]) -> dict[str, dict[str, object]]:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
+    if args.figure:
+        return draw_figure(*args.figure)
     torch.set_num_threads(args.threads)
     machine = describe_machine(args.threads)
     print(format_row(None))
     rows = [row for length in args.lengths for row in measure(length, args)]
-    settings = {name: getattr(args, name) for name in ("keys", "head_dim", "repeats", "device", "dtype", "options")}
+    settings = {
+        name: getattr(args, name) for name in ("keys", "heads", "head_dim", "repeats", "device", "dtype", "options")
+    }
     record = {"machine": machine, "settings": settings, "results": rows}
     if args.json is not None:
         write_json(args.json, record)

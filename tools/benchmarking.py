@@ -19,15 +19,22 @@ from typing import Any
 
 import torch
 
+from runtime.errors import UserError
 
-def interleave(methods: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every method in every round; a first round warms up and is dropped."""
+
+def interleave(
+    methods: Mapping[str, Callable[[], None]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Milliseconds of every method in every round; a first round warms up and is dropped.
+
+    With one thread on a CPU, `time.process_time` as the clock leaves out what other processes take.
+    """
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats + 1):
         for name, method in methods.items():
-            start = time.perf_counter()
+            start = clock()
             method()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (clock() - start))
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -83,6 +90,21 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def machine_title(record: Mapping[str, Any]) -> str:
+    """Hardware, number format and date of a record with `machine` and `settings`, for a plot."""
+    machine, settings = record["machine"], record["settings"]
+    hardware = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{hardware}, {settings['dtype']}, {machine['date']}"
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; UserError where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is no JSON file of results.") from None
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -19,6 +21,7 @@ class ImageDataset:
         class_names: one name a class.
         source: where the images come from, for people.
         fingerprint: identifies images, order, labels and resize rule; the key of cached statistics.
+        check: called before images are read; raises OSError where they cannot be read any more.
 
     Raises:
         ValueError: no images, wrong shapes or types, or labels without a class.
@@ -31,6 +34,7 @@ class ImageDataset:
         class_names: list[str] | None = None,
         source: str = "tensor",
         fingerprint: str = "",
+        check: Callable[[], None] = lambda: None,
     ):
         if images.dtype != torch.uint8 or images.shape[1:] != (3, images.shape[-1], images.shape[-1]):
             raise ValueError(f"images must be uint8 (N, 3, R, R), got {images.dtype} {tuple(images.shape)}")
@@ -47,6 +51,7 @@ class ImageDataset:
         self.class_names = class_names
         self.source = source
         self.fingerprint = fingerprint
+        self.check = check
         self._epoch_order: tuple[tuple[int, int], np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -62,6 +67,7 @@ class ImageDataset:
 
     def take(self, indices: torch.Tensor | np.ndarray | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images uint8 (B, 3, R, R), a contiguous copy, and labels int64 (B,) at the given indices."""
+        self.check()
         indices = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[indices], self.labels[indices]
 

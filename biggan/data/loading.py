@@ -175,7 +175,7 @@ def _into_memory(
 def _with_labels(dataset: ImageDataset, labels: bool) -> ImageDataset:
     if labels or dataset.num_classes == 1:
         return dataset
-    return ImageDataset(dataset.images, None, None, dataset.source, dataset.fingerprint)
+    return ImageDataset(dataset.images, None, None, dataset.source, dataset.fingerprint, dataset.check)
 
 
 def _default_cache() -> Path:

@@ -6,6 +6,7 @@ Tensors `images` uint8 (N, 3, R, R) and `labels` int64 (N,); metadata `format`, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -99,9 +100,27 @@ def read_packed(path: Path) -> ImageDataset:
                 json.loads(metadata["class_names"]),
                 metadata["source"],
                 metadata["fingerprint"],
+                MappedFile(path).check,
             )
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short: {error}") from None
+
+
+class MappedFile:
+    """Asks whether a mapped file can still be read. The map itself would not raise an error but end the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, path.open("rb")
+        self.size = os.fstat(self.file.fileno()).st_size
+
+    def check(self) -> None:
+        """Raises OSError where its disk is gone, or where it is shorter than it was."""
+        try:
+            size = os.fstat(self.file.fileno()).st_size
+        except OSError as error:
+            raise OSError(error.errno, f"the images cannot be read any more ({error.strerror})", self.path) from None
+        if size < self.size:
+            raise OSError(errno.EIO, "the file of images was cut short while it was in use", self.path)
 
 
 class PackedSource:

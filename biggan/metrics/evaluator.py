@@ -2,214 +2,68 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from biggan.data.dataset import ImageDataset
-from biggan.metrics.frechet import frechet_distance
+from biggan.metrics.features import FeatureExtractor
 from biggan.metrics.inception import FIDInception
-from biggan.metrics.inception_weights import load_inception
-from biggan.metrics.moments import Moments
+from biggan.metrics.measures import METRICS, Metric, MetricOptions, Setting
+from biggan.metrics.networks import FeatureNetwork, default_resize_rule, load_network
+from biggan.metrics.passes import Part, SavedPass, digest
+from biggan.metrics.reference import protocol_of, reference_statistics
 from biggan.metrics.resize import check_resize_rule
-from biggan.metrics.statistics import FeatureProtocol, Statistics, load_statistics, save_statistics
-from biggan.metrics.swd import pyramid_levels, sliced_wasserstein
+from biggan.metrics.statistics import Statistics, load_statistics
 from runtime.device import Device
 from runtime.errors import UserError
-from runtime.progress import track
-
-REFERENCE_BATCH_SIZE = 32
-SWD_MAX_IMAGES = 16384  # as in Karras et al. 2018; bounds the memory
-SWD_SEED = 0
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What `evaluate` passes on to every evaluator; see there."""
-
-    inception: FIDInception | str | Path | None
-    resize_rule: str
-    cache_dir: Path | None
-    device: Device
-    progress: bool
-
-
-class Evaluator(Protocol):
-    """One metric. Made before any image is generated, so that whatever can be wrong is said first.
-
-    Of several processes all make it and update it, and the first one runs it.
-    """
-
-    protocol: dict[str, str | int]
-
-    def __init__(self, dataset: ImageDataset, num_images: int, options: EvaluationOptions) -> None: ...
-
-    def update(self, images: Tensor) -> None:
-        """Take the next generated images, uint8 (B, 3, R, R)."""
-
-    def run(self) -> Iterator[tuple[str, float]]:
-        """Yield (name, value); the name carries the number of images."""
-
-
-class FidEvaluator:
-    """Fréchet Inception distance of `num_images` generated images to all images of the data set."""
-
-    def __init__(self, dataset: ImageDataset, num_images: int, options: EvaluationOptions) -> None:
-        self.options = options
-        smallest = min(num_images, len(dataset))
-        if smallest < 2:
-            raise UserError("the FID needs at least 2 images on each side")
-        to_load = options.inception is None or isinstance(options.inception, str | Path)
-        self.network = load_inception(options.inception) if to_load else options.inception
-        options.device.put_network(self.network, torch.contiguous_format)
-        self._extract = options.device.compile_step(self._extract_all_rows)
-        if smallest <= self.network.feature_dim:
-            warnings.warn(
-                f"FID of {smallest} images: fewer than {self.network.feature_dim + 1} leave the covariance singular "
-                f"and bias the distance upwards; compare it only with distances of the same number of images",
-                stacklevel=3,
-            )
-        self.batch_size = 0  # the largest so far
-        on_host = options.device.kind == "xla"  # a TPU has no float64
-        self.moments_device = torch.device("cpu") if on_host else options.device.torch_device
-        self.reference = self._reference_statistics(dataset)
-        self.moments = self._new_moments()
-        self.protocol = {**asdict(self.reference.protocol), "reference_count": self.reference.count}
-
-    def update(self, images: Tensor) -> None:
-        self.moments.update(self._features(images))
-
-    def run(self) -> Iterator[tuple[str, float]]:
-        distance = frechet_distance(
-            self.moments.mean, self.moments.covariance, self.reference.mean, self.reference.covariance
-        )
-        yield f"fid{format_count(self.moments.count)}", distance
-
-    def _features(self, images: Tensor) -> Tensor:
-        """Features of a batch, which devices and processes share; each process reads its own images only.
-
-        The last image is repeated until they can share evenly, and up to the largest batch so far where each size
-        costs a compilation.
-        """
-        count, device = len(images), self.options.device
-        size = max(self.batch_size, count) if device.compiles_each_shape else count
-        self.batch_size = size + -size % device.num_shards
-        own = images[device.local_rows(self.batch_size).clamp(max=count - 1).to(images.device)]
-        return self._extract(device.put(own.cpu(), batch_dim=0, local=True)).to(self.moments_device)[:count]
-
-    def _extract_all_rows(self, images: Tensor) -> Tensor:
-        return self.options.device.all_rows(self.network(images, self.options.resize_rule))
-
-    def _new_moments(self) -> Moments:
-        return Moments(self.network.feature_dim, self.moments_device)
-
-    def _reference_statistics(self, dataset: ImageDataset) -> Statistics:
-        """From the cache where it has them, else computed, and then cached."""
-        protocol = FeatureProtocol(
-            network=self.network.name,
-            weights_hash=self.network.weights_hash,
-            resize_rule=self.options.resize_rule,
-            resolution=dataset.resolution,
-            data_fingerprint=dataset.fingerprint,
-        )
-        path, processes = None, self.options.device.processes
-        if self.options.cache_dir and dataset.fingerprint:  # images without a fingerprint cannot be recognised again
-            path = self.options.cache_dir / f"statistics-{protocol.digest()}.npz"
-            if cached := processes.from_main(lambda: _cached_statistics(path, protocol)):
-                return cached
-        moments = self._new_moments()
-        batches = dataset.images.split(REFERENCE_BATCH_SIZE)
-        for images in track_batches(batches, len(dataset), "features of the data set", self.options.progress):
-            moments.update(self._features(images))
-        statistics = Statistics(moments.mean.cpu().numpy(), moments.covariance.cpu().numpy(), moments.count, protocol)
-        if path is not None and processes.is_main:
-            try:
-                save_statistics(path, statistics)
-            except OSError as error:  # a result without a cache is better than none
-                warnings.warn(f"cannot cache the statistics in {path}: {error.strerror or error}", stacklevel=2)
-        return statistics
-
-
-def _cached_statistics(path: Path, protocol: FeatureProtocol) -> Statistics | None:
-    if not path.exists():
-        return None
-    try:
-        return load_statistics(path, protocol)
-    except UserError as error:
-        warnings.warn(f"{error}; computing the statistics anew", stacklevel=2)
-        return None
-
-
-class SwdEvaluator:
-    """Sliced Wasserstein distance of the first `num_images` generated images to as many random ones of the data set."""
-
-    def __init__(self, dataset: ImageDataset, num_images: int, options: EvaluationOptions) -> None:
-        try:
-            pyramid_levels(dataset.resolution)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        self.num_images = min(num_images, len(dataset), SWD_MAX_IMAGES)
-        self.protocol = {"images_per_side": self.num_images, "seed": SWD_SEED, "data_fingerprint": dataset.fingerprint}
-        if not options.device.processes.is_main:
-            self.num_images = 0  # all is computed in one process, which alone keeps images
-        chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(SWD_SEED))[: self.num_images]
-        self.real = dataset.take(chosen.sort().values)[0]
-        self.fake = torch.empty_like(self.real)
-        self.filled = 0
-        self.progress = options.progress
-
-    def update(self, images: Tensor) -> None:
-        images = images[: self.num_images - self.filled]
-        self.fake[self.filled : self.filled + len(images)] = images.cpu()
-        self.filled += len(images)
-
-    def run(self) -> Iterator[tuple[str, float]]:
-        prefix = f"swd{format_count(self.num_images)}"
-        distances = sliced_wasserstein(self.real, self.fake, seed=SWD_SEED, progress=self.progress)
-        for name, value in distances.items():
-            yield name.replace("swd", prefix), value
-
-
-METRICS: dict[str, type[Evaluator]] = {"fid": FidEvaluator, "swd": SwdEvaluator}
 
 
 class Evaluation(dict[str, float]):
     """Metric name -> value.
 
     Attributes:
-        protocol: metric -> what its number depends on (network, resize rule, reference, number of images).
+        protocol: metric -> what its numbers depend on (network, resize rule, reference, subsets).
+        reference: statistics of the data set, in the main process; None where no metric needs them.
     """
 
-    protocol: dict[str, dict[str, str | int]]
+    protocol: dict[str, dict[str, Any]]
+    reference: Statistics | None
 
 
 def evaluate(
-    fake_batches: Iterable[Tensor],
+    generated: Iterable[Tensor] | Callable[[int], Iterable[Tensor]],
     num_images: int,
-    dataset: ImageDataset,
+    reference: ImageDataset | str | Path,
     metrics: Sequence[str],
     *,
-    inception: FIDInception | str | Path | None = None,
-    resize_rule: str = "pytorch-fid",
+    network: FeatureNetwork | str = FIDInception.name,
+    network_weights: str | Path | None = None,
+    resize_rule: str | None = None,
+    options: MetricOptions | None = None,
     cache_dir: str | Path | None = None,
+    source: Mapping[str, Any] | None = None,
+    resolution: int | None = None,
     device: Device | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure generated images against a data set.
 
     Args:
-        fake_batches: uint8 (B, 3, R, R) each, on any device; `num_images` images in all.
+        generated: batches, uint8 (B, 3, R, R), on any device, `num_images` images in all; or, with `source`, a function
+            that gives the batches from an image number on.
+        reference: the data set, or a file of its statistics.
         metrics: names of `METRICS`.
-        inception: the network, its weights file, or None to find or download the file (`load_inception`).
-        resize_rule: how the FID's network sees the images (`resize.RESIZE_RULES`).
+        network: a feature network or its name; network_weights: its file (`networks.load_network`).
+        resize_rule: how the network sees the images (`resize.RESIZE_RULES`); default `networks.default_resize_rule`.
         cache_dir: where reference statistics are kept; None computes them each time.
+        source: all that `generated` depends on. With it and `cache_dir`, SIGTERM and Ctrl-C stop the evaluation after a
+            batch, and the same call goes on from there, with the same result.
+        resolution: R; needed where the reference is a file.
         device: where the feature network runs; default the CPU. Its processes must all call this, and all get the
             values.
 
@@ -217,46 +71,71 @@ def evaluate(
         For example {"fid5k": 21.3, "swd5k_64": 9.1, "swd5k_32": 8.2, "swd5k_16": 10.4, "swd5k": 9.2}.
 
     Raises:
-        UserError: an unknown metric, weights that cannot be had, too few images, a resolution a metric does not take.
-        ValueError: another number or form of generated images than announced, or an unknown resize rule.
+        UserError: an unknown metric, weights that cannot be had, too few images, a resolution a metric does not take, a
+            statistics file of another network, or without what a metric needs.
+        RunError: stopped by a signal.
+        ValueError: another number or form of generated images than announced, an unknown resize rule, or `source` with
+            batches that cannot be asked for from a number on.
     """
     check_metrics(metrics)
-    check_resize_rule(resize_rule)
-    device = device or Device()
-    options = EvaluationOptions(
-        inception=inception,
-        resize_rule=resize_rule,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-        device=device,
-        progress=progress and device.processes.is_main,
-    )
-    evaluators = {name: METRICS[name](dataset, num_images, options) for name in metrics}
-    image_shape = (3, dataset.resolution, dataset.resolution)
-    seen = 0
-    for images in track_batches(fake_batches, num_images, "generated images", options.progress):
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != image_shape:
-            raise ValueError(
-                f"expected uint8 images (B, {', '.join(map(str, image_shape))}) like the data set's, "
-                f"got {images.dtype} {tuple(images.shape)}"
-            )
-        for evaluator in evaluators.values():
-            evaluator.update(images)
+    if resize_rule is not None:
+        check_resize_rule(resize_rule)
+    if source is not None and not callable(generated):
+        raise ValueError("an evaluation goes on only where `generated` is a function of the first image's number")
+    device, options = device or Device(), options or MetricOptions()
+    processes = device.processes
+    progress = progress and processes.is_main
+    cache_dir = Path(cache_dir) if cache_dir else None
+    needs = frozenset().union(*(METRICS[name].needs for name in metrics))
+    dataset = reference if isinstance(reference, ImageDataset) else None
+    if "data" in needs and dataset is None:
+        raise UserError("swd compares with images: give --data, not a file of statistics.")
+    resolution = dataset.resolution if dataset else resolution
+
+    extractor = statistics = protocol = None
+    if "network" in needs:
+        network = load_network(network, network_weights) if isinstance(network, str) else network
+        extractor = FeatureExtractor(network, resize_rule or default_resize_rule(network), device)
+    if extractor and dataset:
+        protocol = protocol_of(extractor, resolution, dataset.fingerprint, dataset.source)
+    elif "reference" in needs:
+        statistics = processes.from_main(lambda: _from_file(Path(reference), extractor, resolution, needs))
+        protocol = statistics.protocol
+    saved = SavedPass(_folder(cache_dir, source, num_images, metrics, options, extractor, reference), processes)
+    setting = Setting(num_images, dataset, options, progress, saved, extractor, protocol, statistics)
+    made: dict[str, Metric] = {}
+    processes.from_main(lambda: made.update((name, METRICS[name](setting)) for name in metrics))
+    if "reference" in needs and dataset:
+        kept = {"keep_features": "features" in needs, "resumable": source is not None, "progress": progress}
+        setting.reference = reference_statistics(dataset, extractor, protocol, cache_dir, **kept)
+
+    parts: dict[str, Part] = dict(made)
+    if "features" in needs and processes.is_main:
+        setting.features = saved.rows("features", num_images, (extractor.network.feature_dim,), np.float32)
+        parts["features"] = setting.features
+    first = saved.resume(parts)
+    batches = generated(first) if callable(generated) else generated
+    seen = first
+    for images in saved.batches(batches, first, num_images, "generated images", progress):
+        _check(images, resolution)
+        features, logits = extractor.extract(images) if extractor else (None, None)
+        if setting.features:
+            setting.features.update(features)
+        for metric in made.values():
+            metric.update(images, features, logits)
         seen += len(images)
     if seen != num_images:
         raise ValueError(f"expected {num_images} generated images, got {seen}")
-    pairs = device.processes.from_main(lambda: [pair for evaluator in evaluators.values() for pair in evaluator.run()])
-    values = Evaluation(pairs)
-    values.protocol = {name: evaluator.protocol for name, evaluator in evaluators.items()}
-    return values
-
-
-def track_batches(batches: Iterable[Tensor], num_images: int, description: str, enabled: bool) -> Iterator[Tensor]:
-    """Yields the batches and shows the progress in batches, all taken to be as large as the first."""
-    batches = iter(batches)
-    first = next(batches, None)
-    if first is not None:
-        total = math.ceil(num_images / max(1, len(first)))
-        yield from track(chain([first], batches), total, f"{description}, batches", enabled)
+    values, protocols = processes.from_main(
+        lambda: (
+            [pair for metric in made.values() for pair in metric.run()],
+            {name: metric.protocol for name, metric in made.items()},
+        )
+    )
+    saved.remove()
+    evaluation = Evaluation(values)
+    evaluation.protocol, evaluation.reference = protocols, setting.reference
+    return evaluation
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -267,6 +146,36 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise UserError(f"{problem}; choose from {', '.join(METRICS)}")
 
 
-def format_count(count: int) -> str:
-    """50000 -> "50k", 512 -> "512"."""
-    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+def _from_file(path: Path, extractor: FeatureExtractor, resolution: int, needs: frozenset[str]) -> Statistics:
+    statistics = load_statistics(path, protocol_of(extractor, resolution, "", ""), of_any_data=True)
+    if "features" in needs and statistics.features is None:
+        raise UserError(f"{path} holds no features, which kid and prdc need: save it from a run with these metrics.")
+    return statistics
+
+
+def _folder(
+    cache_dir: Path | None,
+    source: Mapping[str, Any] | None,
+    num_images: int,
+    metrics: Sequence[str],
+    options: MetricOptions,
+    extractor: FeatureExtractor | None,
+    reference: ImageDataset | str | Path,
+) -> Path | None:
+    """Where an unfinished evaluation lies; None where it is not to be kept."""
+    if cache_dir is None or source is None:
+        return None
+    network = extractor and [extractor.network.name, extractor.network.weights_hash, extractor.resize_rule]
+    against = reference.fingerprint if isinstance(reference, ImageDataset) else str(Path(reference).resolve())
+    return (
+        cache_dir / f"unfinished-{digest([dict(source), num_images, list(metrics), repr(options), network, against])}"
+    )
+
+
+def _check(images: Tensor, resolution: int) -> None:
+    shape = (3, resolution, resolution)
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"expected uint8 images (B, {', '.join(map(str, shape))}) like the data set's, "
+            f"got {images.dtype} {tuple(images.shape)}"
+        )

@@ -12,10 +12,10 @@ def frechet_distance(
 ) -> float:
     """`|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½)`, in float64.
 
-    The trace is that of the symmetric `(S1^½ S2 S1^½)^½`, whose eigenvalues are the square roots of those of `S1 S2`:
-    two symmetric eigendecompositions, so that covariances without full rank (fewer samples than dimensions) are no
-    special case. With `S1 = V L Vᵀ`, the inner matrix is similar to `L^½ Vᵀ S2 V L^½`. Eigenvalues at the level of
-    rounding are dropped: their square roots would be far above it.
+    With any `S1 = R Rᵀ`, the eigenvalues of `S1 S2` that are not 0 are those of the symmetric `Rᵀ S2 R`; the trace of
+    the root is the sum of their square roots. R is the Cholesky factor, or, of a covariance without full rank (fewer
+    samples than dimensions), eigenvectors times the roots of eigenvalues. Eigenvalues at the level of rounding are
+    dropped: their square roots would be far above it.
 
     Args:
         mean1, mean2: (dim,).  cov1, cov2: (dim, dim), symmetric positive semi-definite.
@@ -26,21 +26,44 @@ def frechet_distance(
     Source: Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions"; as a measure of
     generators, Heusel et al. 2017, arXiv:1706.08500.
     """
-    mean1, cov1, mean2, cov2 = (torch.as_tensor(part).cpu().double() for part in (mean1, cov1, mean2, cov2))
-    shapes = [tuple(part.shape) for part in (mean1, cov1, mean2, cov2)]
-    dim = mean1.numel()
-    if shapes != [(dim,), (dim, dim)] * 2:
-        raise ValueError(f"expected means (dim,) and covariances (dim, dim) of one dim, got {shapes}")
-    if not all(part.isfinite().all() for part in (mean1, cov1, mean2, cov2)):
-        raise ValueError("a mean or covariance is not finite")
+    return FrechetReference(mean1, cov1).distance(mean2, cov2)
 
-    values, vectors = torch.linalg.eigh(cov1)
-    kept = values > _rounding_level(values)
-    root = vectors[:, kept] * values[kept].sqrt()  # (dim, rank): V L^½
-    inner = torch.linalg.eigvalsh(root.T @ cov2 @ root)  # (rank,), the eigenvalues of S1 S2 that are not 0
-    trace_root = inner[inner > _rounding_level(inner)].sqrt().sum()
-    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
-    return distance.item()
+
+class FrechetReference:
+    """A Gaussian that several others are compared with: its covariance is factored once.
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are not finite.
+    """
+
+    def __init__(self, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> None:
+        self.mean, covariance = _checked(mean, covariance)
+        self._root, is_singular = torch.linalg.cholesky_ex(covariance)  # a tenth of the time of eigenvectors
+        if is_singular:
+            values, vectors = torch.linalg.eigh(covariance)
+            kept = values > _rounding_level(values)
+            self._root = vectors[:, kept] * values[kept].sqrt()  # (dim, rank)
+        self._trace = covariance.trace()
+
+    def distance(self, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> float:
+        """The distance to another Gaussian of the same dim; see `frechet_distance`."""
+        mean, covariance = _checked(mean, covariance)
+        if mean.shape != self.mean.shape:
+            raise ValueError(f"expected Gaussians of one dim, got {len(self.mean)} and {len(mean)}")
+        inner = torch.linalg.eigvalsh(self._root.T @ covariance @ self._root)  # (rank,), those of S1 S2 that are not 0
+        trace_root = inner[inner > _rounding_level(inner)].sqrt().sum()
+        shift = (self.mean - mean).square().sum()
+        return (shift + self._trace + covariance.trace() - 2 * trace_root).item()
+
+
+def _checked(mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> tuple[Tensor, Tensor]:
+    mean, covariance = (torch.as_tensor(part).cpu().double() for part in (mean, covariance))
+    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+        shapes = tuple(mean.shape), tuple(covariance.shape)
+        raise ValueError(f"expected a mean (dim,) and a covariance (dim, dim) of one dim, got {shapes}")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError("a mean or covariance is not finite")
+    return mean, covariance
 
 
 def _rounding_level(eigenvalues: Tensor) -> float:

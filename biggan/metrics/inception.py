@@ -182,6 +182,7 @@ class FIDInception(nn.Module):
 
     name = "fid-inception"
     feature_dim = 2048
+    num_classes = 1008
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +203,7 @@ class FIDInception(nn.Module):
         self.Mixed_7a = InceptionD(768)
         self.Mixed_7b = InceptionE(1280, average_pool)
         self.Mixed_7c = InceptionE(2048, max_pool)
-        self.fc = nn.Linear(2048, 1008)
+        self.fc = nn.Linear(2048, self.num_classes)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

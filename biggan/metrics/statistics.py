@@ -14,6 +14,8 @@ import numpy as np
 
 from runtime.errors import UserError
 
+DATA_FIELDS = {"data_fingerprint", "split"}
+
 
 @dataclass(frozen=True)
 class FeatureProtocol:
@@ -24,6 +26,7 @@ class FeatureProtocol:
         resize_rule: how images are brought to the network's input size (`resize.RESIZE_RULES`).
         resolution: of the images, in pixels.
         data_fingerprint: identifies the images of the data set and how they were brought to `resolution`.
+        split: the part of the data set: train, val, test, or "all".
     """
 
     network: str
@@ -31,6 +34,7 @@ class FeatureProtocol:
     resize_rule: str
     resolution: int
     data_fingerprint: str
+    split: str
 
     def digest(self) -> str:
         """16 hexadecimal digits, for file names."""
@@ -39,12 +43,17 @@ class FeatureProtocol:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean float64 (dim,) and covariance float64 (dim, dim) of the features of `count` images."""
+    """Mean float64 (dim,) and covariance float64 (dim, dim) of the features of `count` images, and maybe the features.
+
+    Attributes:
+        features: float32 (count, dim), which the kernel distance and the nearest neighbours need; None where not kept.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
     count: int
     protocol: FeatureProtocol
+    features: np.ndarray | None = None
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
@@ -54,6 +63,7 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         OSError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    kept = {} if statistics.features is None else {"features": statistics.features}
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -64,6 +74,7 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
                 covariance=statistics.covariance,
                 count=statistics.count,
                 **asdict(statistics.protocol),
+                **kept,
             )
             file.flush()
             os.fsync(file.fileno())
@@ -73,8 +84,11 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         raise
 
 
-def load_statistics(path: str | Path, protocol: FeatureProtocol) -> Statistics:
+def load_statistics(path: str | Path, protocol: FeatureProtocol, of_any_data: bool = False) -> Statistics:
     """Read a file of `save_statistics`.
+
+    Args:
+        of_any_data: the file says which data they are of; the rest must be as in `protocol`.
 
     Raises:
         UserError: the file is missing, damaged, or was made under a protocol other than `protocol`; names what differs.
@@ -84,17 +98,21 @@ def load_statistics(path: str | Path, protocol: FeatureProtocol) -> Statistics:
         with np.load(path, allow_pickle=False) as file:
             found = FeatureProtocol(**{field.name: file[field.name].item() for field in fields(FeatureProtocol)})
             mean, covariance, count = file["mean"], file["covariance"], int(file["count"])
+            features = file["features"] if "features" in file.files else None
     except FileNotFoundError as error:
         raise UserError(f"no statistics file {path}") from error
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"the statistics file {path} is damaged or of another kind: delete it and run again") from error
+    compared = {field.name for field in fields(FeatureProtocol)} - (DATA_FIELDS if of_any_data else set())
     differing = [
-        f"{field.name} {getattr(found, field.name)!r} there, {getattr(protocol, field.name)!r} asked"
-        for field in fields(FeatureProtocol)
-        if getattr(found, field.name) != getattr(protocol, field.name)
+        f"{name} {getattr(found, name)!r} there, {getattr(protocol, name)!r} asked"
+        for name in sorted(compared)
+        if getattr(found, name) != getattr(protocol, name)
     ]
     if differing:
         raise UserError(f"the statistics file {path} cannot be used here: {'; '.join(differing)}")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not np.isfinite(covariance).all() or count < 2:
         raise UserError(f"the statistics file {path} is damaged: delete it and run again")
-    return Statistics(mean, covariance, count, found)
+    if features is not None and features.shape != (count, len(mean)):
+        raise UserError(f"the statistics file {path} is damaged: delete it and run again")
+    return Statistics(mean, covariance, count, found, features)

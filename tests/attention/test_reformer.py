@@ -8,11 +8,12 @@ from attention.reformer import SELF_PENALTY, hash_buckets
 from tests.mechanisms import assert_equals_twin, make_mask, make_qkv
 
 HEADS, HEAD_DIM, ROUNDS, CHUNK = 2, 4, 3, 3
-# causal, same_bucket, count_once
-OPTIONS = [(False, False, False), (True, False, True), (True, True, False), (False, True, True)]
+# causal, same_bucket, count_once, lra
+OPTIONS = [(False,) * 4, (True, False, True, False), (True, True, False, False), (False, True, True, False)]
+OPTIONS += [(False, False, False, True)]
 
 
-def twin(rotations, causal, same_bucket, count_once):
+def twin(rotations, causal, same_bucket, count_once, lra):
     """One row and head at a time: which pairs meet in which round, then one softmax over all meetings."""
 
     def attend(q, k, v, mask):
@@ -36,8 +37,11 @@ def twin(rotations, causal, same_bucket, count_once):
                     meetings = meetings.tril()
                 if count_once:
                     meetings = meetings.clamp_max(1)
-                keys = q[b, h] / q[b, h].norm(dim=1, keepdim=True)
-                scores = q[b, h] @ keys.T / q.shape[3] ** 0.5 - SELF_PENALTY * torch.eye(num_tokens)
+                if lra:
+                    scores = q[b, h] @ q[b, h].T * q.shape[3] ** 0.5
+                else:
+                    keys = q[b, h] / q[b, h].norm(dim=1, keepdim=True)
+                    scores = q[b, h] @ keys.T / q.shape[3] ** 0.5 - SELF_PENALTY * torch.eye(num_tokens)
                 scores = scores.masked_fill(meetings == 0, -torch.inf)
                 mass = meetings * (scores - scores.detach().amax(1, keepdim=True).clamp_min(-1e9)).exp()
                 heads.append(mass @ v[b, h] / mass.sum(1, keepdim=True).clamp_min(1e-300))
@@ -53,15 +57,9 @@ def twin(rotations, causal, same_bucket, count_once):
 def test_equals_the_matrix_of_meetings(num_tokens, options, kind):
     rotations = torch.randn(ROUNDS, HEAD_DIM, 2, generator=torch.Generator().manual_seed(3))
     q, k, v = make_qkv(3, HEADS, num_tokens, HEAD_DIM, HEAD_DIM)
-    causal, same_bucket, count_once = options
 
     def ours(q, k, v, mask):
-        return (
-            reformer_attention(
-                q, v, rotations, CHUNK, None, mask, causal, same_bucket=same_bucket, count_once=count_once
-            )
-            + 0 * k
-        )  # keys are the queries
+        return reformer_attention(q, v, rotations, CHUNK, None, mask, *options) + 0 * k  # keys are the queries
 
     plain = twin(rotations, *options)
     assert_equals_twin(

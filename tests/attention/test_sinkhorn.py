@@ -80,6 +80,36 @@ def test_a_sharp_permutation_brings_its_block():
         assert_close(found[:, :, 4 * i : 4 * i + 4], dense_attention(q[:, :, 4 * i : 4 * i + 4], keys, values))
 
 
+def summed_twin(q, k, v, mask):
+    """Blocks of every n-th token one by one, as many as blocks of 4 make; then the sum of all blocks."""
+    batch, heads, num_tokens, head_dim = q.shape
+    n = -(-num_tokens // 4)
+    real = torch.ones(batch, num_tokens, dtype=torch.bool) if mask is None else ~mask
+    out = torch.zeros(batch, heads, num_tokens, v.shape[-1], dtype=q.dtype)
+
+    def attend(q, k, v, seen):
+        weights = (q @ k.T / head_dim**0.5).exp() * seen
+        return weights @ v / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+
+    for b in range(batch):
+        groups = [[t for t in range(s, min(s + n, num_tokens)) if real[b, t]] for s in range(0, num_tokens, n)]
+        for h in range(heads):
+            sums = [torch.stack([x[b, h, tokens].sum(0) for tokens in groups]) for x in (k, v)]
+            seen = torch.tensor([bool(tokens) for tokens in groups])
+            for i in range(n):
+                own = attend(q[b, h, i::n], k[b, h, i::n], v[b, h, i::n], real[b, i::n])
+                out[b, h, i::n] = own + attend(q[b, h, i::n], *sums, seen)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["none", "padding", "holes"])
+@pytest.mark.parametrize("num_tokens", [2, 8, 13])
+def test_lra_equals_sums_of_blocks(num_tokens, kind):
+    module = build_attention("sinkhorn", max_length=16, num_heads=2, head_dim=4, block_size=4, lra=True)
+    assert not list(module.parameters())
+    assert_equals_twin(module, summed_twin, make_qkv(3, 2, num_tokens, 4, 6), make_mask(kind, 3, num_tokens))
+
+
 def test_noise_only_while_training():
     torch.manual_seed(0)
     module = build_attention("sinkhorn", max_length=16, num_heads=2, head_dim=4, block_size=4, noise=True).double()

@@ -27,6 +27,10 @@ def naive(layer, x, mask, causal):
                     part = slice(h * head_dim, (h + 1) * head_dim)
                     hidden = (layer.hidden.weight[part] @ x[b, i] + layer.hidden.bias[part]).clamp_min(0)
                     scores = layer.row_weight[h, :num_tokens] @ hidden + layer.row_bias[h, 0, :num_tokens]
+                if layer.query is not None:
+                    part = slice(h * head_dim, (h + 1) * head_dim)
+                    query, keys = layer.query.weight[part] @ x[b, i], x[b] @ layer.key.weight[part].T
+                    scores = scores + keys @ query / head_dim**0.5
                 seen = torch.ones(num_tokens, dtype=torch.bool) if mask is None else ~mask[b]
                 if causal:
                     seen = seen & (torch.arange(num_tokens) <= i)
@@ -39,10 +43,13 @@ def naive(layer, x, mask, causal):
 
 @pytest.mark.parametrize("kind", ["none", "padding", "holes"])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("variant", ["random", "factorized-random", "dense"])
-def test_equals_its_equation(variant, causal, kind):
+@pytest.mark.parametrize(
+    ("variant", "dot_product"), [("random", False), ("factorized-random", False), ("dense", False), ("random", True)]
+)
+def test_equals_its_equation(variant, dot_product, causal, kind):
     torch.manual_seed(0)
-    layer = MultiHeadAttention(6, 2, "synthesizer", max_length=9, variant=variant, causal=causal).double()
+    options = {"variant": variant, "causal": causal, "dot_product": dot_product}
+    layer = MultiHeadAttention(6, 2, "synthesizer", max_length=9, **options).double()
     x = torch.randn(3, 7, 6, dtype=torch.float64, requires_grad=True)
     mask = make_mask(kind, 3, 7)
     leaves = [x, *layer.parameters()]

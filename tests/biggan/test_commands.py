@@ -341,7 +341,7 @@ def test_evaluate_a_checkpoint_and_a_folder(finished_run, tmp_path, capsys, imag
         == 0
     )
     assert "swd20" in capsys.readouterr().out
-    assert_fails(capsys, 2, "fid, swd", "evaluate", "--checkpoint", finished_run, "--metrics", "fidd", "--num", 8)
+    assert_fails(capsys, 2, "fid, kid, is", "evaluate", "--checkpoint", finished_run, "--metrics", "fidd", "--num", 8)
     assert_fails(capsys, 2, "either --checkpoint", "evaluate", "--metrics", "swd")
     assert_fails(capsys, 2, "needs --data", "evaluate", "--samples", images)
     assert_fails(

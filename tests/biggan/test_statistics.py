@@ -12,7 +12,7 @@ from biggan.metrics.moments import Moments
 from biggan.metrics.statistics import FeatureProtocol, Statistics, load_statistics, save_statistics
 from runtime.errors import UserError
 
-PROTOCOL = FeatureProtocol("fid-inception", "abc", "pytorch-fid", 64, "faces-1")
+PROTOCOL = FeatureProtocol("fid-inception", "abc", "pytorch-fid", 64, "faces-1", "all")
 
 
 def streamed(features: torch.Tensor, batch_sizes: list[int]) -> Moments:

@@ -46,7 +46,7 @@ def test_a_run_leaves_its_files(tiny_config):
     assert [tick["step"] for tick in ticks(config)] == [2, 4, 6, 8]
     assert {"kimg", "loss_d_real", "loss_g", "grad_norm_g", "lr_d"} <= ticks(config)[0].keys()
     assert ticks(config)[-1]["swd16"] > 0
-    assert len(list((folder / "checkpoints").iterdir())) == config.log.keep_checkpoints
+    assert len(list((folder / "checkpoints").glob("step-*.pt"))) == config.log.keep_checkpoints
     assert (folder / "samples" / "kimg-00000.032.png").exists()
     assert any((folder / "tensorboard").iterdir())
 
@@ -237,7 +237,7 @@ def test_ema_copies_then_averages():
 
 def test_divergence_ends_the_run_with_a_diagnosis(tiny_config):
     config = replace(tiny_config, optimizer=replace(tiny_config.optimizer, generator_lr=float("inf")))
-    with pytest.raises(RunError, match=r"became infinite or NaN"):
+    with pytest.warns(UserWarning), pytest.raises(RunError, match="not finite at step 2"):
         train(config)
 
 

@@ -98,6 +98,8 @@ def test_dry_run_trains_nothing(tmp_path, capsys, tiny_text):
         (["--model.dual-input"], "1 inputs"),
         (["--model.max-length", "64"], "24"),
         (["--length-buckets", "100"], "bucket lengths"),
+        (["--model.pooling", "mean"], "amount of padding"),
+        (["--attention.mask-superposition", "false"], "amount of padding"),
         (["--batch-size", "0"], "--batch-size"),
         (["--batch-size", "201"], "200 examples"),
         (["--accumulation-steps", "3"], "multiple of --accumulation-steps"),

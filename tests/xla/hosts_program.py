@@ -22,6 +22,9 @@ def main(folder: Path, index: int) -> None:
     xr.process_count, xr.process_index = (lambda: 2), (lambda: index)
     device = open_device("xla")
     processes = device.processes
+    platform, xr.device_type = xr.device_type, lambda: "TPU"  # only there programs are kept
+    device.use_cache(folder / "compiled")
+    xr.device_type = platform
     batch = torch.arange(24).view(3, 8)
     own = device.put(batch[:, device.local_rows(8)], batch_dim=1, local=True)
     step = device.compile_step(lambda x: (x.sum(1), device.all_rows(x.T * 2)))
@@ -42,6 +45,7 @@ def main(folder: Path, index: int) -> None:
         "sums": sums.cpu(),
         "doubled": doubled.cpu(),
         "parts of a batch": distributed.parts_of_batch(),
+        "programs kept": len(os.listdir(folder / "compiled" / f"host-{index}")),
         "written": processes.is_main and os.listdir(folder / "checkpoints"),
     }
     torch.save(seen, folder / f"{index}.pt")

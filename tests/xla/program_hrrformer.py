@@ -3,8 +3,8 @@
     python tests/xla/program_hrrformer.py OUT '{"device": "xla", "steps": 12}'
 
 trains a tiny image model on data that it packs beside OUT, so many steps in each phase, and writes the state that the
-last step left, the mean values of each phase, two validations, and torch-xla's counters after each step and each
-validation.
+last step left, the mean values of each phase, two validations, torch-xla's counters after each step and each
+validation, and what `noise` returns.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tiny_hrrformer import pack_image, tiny_image_config
 
+from hrrformer.dropout import dropout
 from hrrformer.learner import compile_by_shape
 from hrrformer.run_setup import fit_to_data, open_data
 from hrrformer.training import Run
@@ -48,7 +49,20 @@ def main(out, device="xla", steps=12, epsilon=1e-2, lr=5e-2, **changes):
         found["evaluations"].append({"confusion": evaluation.confusion, "loss": evaluation.loss})
         device.synchronize()  # executions are counted late
         found["counters_of_evaluations"].append(device.counters())
+    found["noise"] = noise(device)
     torch.save(found, out)
+    return found
+
+
+def noise(device):
+    """Dropout of a dealt batch (8, 64) of ones, with the seeds 0, 1 and 0, and the counters after each."""
+    step = device.compile_step(lambda x: device.all_rows(dropout(x, 0.5, training=True)))
+    found = []
+    for seed in (0, 1, 0):
+        device.seed(seed)
+        out = step(device.put(torch.ones(8, 64), batch_dim=0)).cpu()
+        device.synchronize()
+        found.append((out, device.counters()))
     return found
 
 

@@ -42,6 +42,11 @@ def on_xla(tmp_path_factory):
     return run_program(tmp_path_factory.mktemp("xla") / "out.pt", {})
 
 
+@pytest.fixture(scope="module")
+def on_four_devices(tmp_path_factory):
+    return run_program(tmp_path_factory.mktemp("spmd") / "out.pt", {}, num_devices=4)
+
+
 def assert_one_program_a_step(counters):
     """`counters` after each step: nothing compiles after the third, each executes one program, nothing falls back."""
     for of_phase in counters.values():
@@ -76,10 +81,18 @@ def test_steps_give_the_numbers_of_the_cpu(on_xla, on_cpu):
     assert_same_numbers(on_xla, on_cpu)
 
 
-def test_four_devices_give_the_numbers_of_one(on_xla, tmp_path):
-    found = run_program(tmp_path / "out.pt", {}, num_devices=4)
-    assert_same_numbers(found, on_xla)
-    assert_one_program_a_step(found["counters"])
+def test_four_devices_give_the_numbers_of_one(on_four_devices, on_xla):
+    assert_same_numbers(on_four_devices, on_xla)
+    assert_one_program_a_step(on_four_devices["counters"])
+
+
+def test_noise_follows_the_seed_and_differs_on_every_device(on_four_devices):
+    """And neither a new seed nor the noise itself costs a compilation or leaves the device."""
+    (first, before), (other, _), (again, after) = on_four_devices["noise"]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(first.unique(dim=0)) == len(first)
+    assert after["compilations"] == before["compilations"]
+    assert not [name for name in after if name.startswith("aten::")]
 
 
 def test_pretraining_is_one_program_a_step(tmp_path):
