@@ -244,6 +244,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, dict[str, object]]:
         option, equals, value = rest.partition("=")
         if not (dot and equals and option and value):
             raise ValueError(f"--set takes NAME.OPTION=VALUE, such as smyrf.num_hashes=8, not {pair}")
+        if name not in available_attention():  # all back-ends of SMYRF have the options of smyrf, to be compared
+            raise ValueError(f"--set {pair}: no mechanism {name}; there are {', '.join(available_attention())}")
         number = float(value) if value.replace(".", "", 1).isdigit() else math.nan
         parsed = value if math.isnan(number) else int(number) if number.is_integer() else number
         options.setdefault(name, {})[option] = parsed

@@ -48,6 +48,7 @@ def test_a_mechanism_that_fails_its_check_is_not_reported(tmp_path, capsys, monk
     [
         (["--mechanisms", "smurf"], "no mechanism smurf"),
         (["--set", "smyrf.num_hashes"], "NAME.OPTION=VALUE"),
+        (["--set", "smyrf-flash.merge=union"], "no mechanism smyrf-flash"),
         (["--lengths", "64,many"], "many"),
         (["--passes", "b"], "--passes takes f and fb"),
         (["--length", "64"], "did you mean --lengths?"),
