@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.config import option
+from runtime.config import DebugConfig, option
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,6 @@ class GuardConfig:
         "metric that chooses checkpoints/best.pt; empty is the first of --log.metrics",
         choices=("", "fid", "kid", "swd", "is", "precision", "recall", "density", "coverage"),
     )
-
-
-@dataclass(frozen=True)
-class DebugConfig:
-    profile: bool = option(False, "write a trace of steps 11 to 13 to the run's tensorboard folder")
-    xla_metrics: bool = option(False, "print the compilations, executions and fallbacks of torch-xla at every tick")
 
 
 @dataclass(frozen=True)

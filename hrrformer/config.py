@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.config import option
+from runtime.config import DebugConfig, option
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,6 @@ class LogConfig:
     validation_examples: int = option(0, "how many examples a validation during training looks at; 0 is all")
     checkpoint_every_ticks: int = option(10, "ticks between checkpoints; one is always written at the end")
     keep_checkpoints: int = option(3, "how many of the newest checkpoints to keep, beside the best one")
-
-
-@dataclass(frozen=True)
-class DebugConfig:
-    profile: bool = option(False, "write a trace of steps 11 to 13 to the run's tensorboard folder")
-    xla_metrics: bool = option(False, "print the compilations, executions and fallbacks of torch-xla at every tick")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,14 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
+class DebugConfig:
+    """What every training command can be asked to show of the device."""
+
+    profile: bool = option(False, "write a trace of steps 11 to 13 to the run's tensorboard folder")
+    xla_metrics: bool = option(False, "print the compilations, executions and fallbacks of torch-xla at every tick")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers: what JSON and a `weights_only` checkpoint can hold."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

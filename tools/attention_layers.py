@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention import available_attention
 from biggan import sampling
 from biggan.checkpoints import load_generator, read
 from biggan.config import AttentionConfig
 from biggan.data.decode import DamagedImage, open_image, square_rgb
 from biggan.gan import build_discriminator
 from biggan.hash_projections import draw_projections, use_projections
-from runtime.cli import CommandParser, unknown_flag_message
-from runtime.config import split_open_flags
+from runtime.cli import CommandParser
 from runtime.device import Device
 from runtime.errors import UserError
 from runtime.randomness import host_generator
@@ -102,26 +100,6 @@ def add_network_flags(parser: CommandParser) -> Any:
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the generator's weights")
     parser.add_argument("--layer", type=int, help="resolution of the layer to show (default: all)")
     return sources
-
-
-def add_attention_flag(parser: CommandParser) -> None:
-    """`--attention NAME`, and the options of `parse_with_options`: another mechanism than the checkpoint's."""
-    parser.add_argument(
-        "--attention",
-        default="keep",
-        metavar="NAME",
-        help=f"keep, or replace the mechanism: {', '.join(available_attention())}; with its options as "
-        "--attention.num-hashes 4",
-    )
-
-
-def parse_with_options(parser: CommandParser, argv: Sequence[str]) -> tuple[Namespace, dict[str, Any]]:
-    """The arguments, and the options of the mechanism that were given as --attention.NAME VALUE."""
-    arguments, rest = parser.parse_known_args(argv)
-    options, unknown = split_open_flags(rest, "--attention")
-    if unknown:
-        parser.error(unknown_flag_message(unknown[0], [flag for a in parser._actions for flag in a.option_strings]))
-    return arguments, options
 
 
 def biggan_layers(

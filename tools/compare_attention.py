@@ -25,10 +25,9 @@ from torchvision.utils import make_grid
 
 from biggan import pictures
 from biggan.checkpoints import read
-from biggan.commands.sample import choose_attention
+from biggan.commands.attention_flags import add_attention_flag, choose_attention, parse_with_options
 from biggan.config import AttentionConfig
 from runtime.errors import UserError
-from tools.attention_layers import add_attention_flag, parse_with_options
 from tools.plotting import check_png, pyplot, save
 from tools.sample_sets import SampleSet, add_sampling_flags, choose_features, draw_samples, fix_checkpoint
 

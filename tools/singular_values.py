@@ -24,15 +24,13 @@ import torch
 from torch import Tensor
 
 from attention import get_mechanism, smyrf_attention
-from biggan.commands.sample import choose_attention
+from biggan.commands.attention_flags import add_attention_flag, choose_attention, parse_with_options
 from hrrformer.checkpoints import load_classifier
 from hrrformer.run_setup import fit_to_data, open_data
 from runtime.errors import UserError
 from tools.attention_layers import (
-    add_attention_flag,
     add_network_flags,
     biggan_layers,
-    parse_with_options,
     recorded,
 )
 from tools.plotting import check_png, pyplot, save

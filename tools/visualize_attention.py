@@ -23,14 +23,12 @@ import torch
 from torch import Tensor
 
 from attention import DenseAttention
-from biggan.commands.sample import choose_attention
+from biggan.commands.attention_flags import add_attention_flag, choose_attention, parse_with_options
 from runtime.errors import UserError
 from tools.attention_layers import (
     Layer,
-    add_attention_flag,
     add_network_flags,
     biggan_layers,
-    parse_with_options,
 )
 from tools.plotting import check_png, pyplot, save
 

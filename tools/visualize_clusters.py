@@ -29,10 +29,11 @@ from torch import Tensor
 from attention import SmyrfAttention
 from attention.smyrf.clusters import cluster_orders, inverse_order, resolve_cluster_sizes
 from attention.smyrf.hashing import get_hash_family
+from biggan.commands.attention_flags import parse_with_options
 from biggan.data import draw_face
 from runtime.errors import UserError
 from runtime.randomness import host_generator
-from tools.attention_layers import Layer, add_network_flags, biggan_layers, load_image, parse_with_options
+from tools.attention_layers import Layer, add_network_flags, biggan_layers, load_image
 from tools.plotting import check_png, pyplot, save
 
 CLUSTERING = ("num_hashes", "q_cluster_size", "k_cluster_size", "transform", "hashing")  # the options that decide it

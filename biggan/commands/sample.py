@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from attention import available_attention
 from biggan import pictures, sampling
-from biggan.checkpoints import load_generator, read
-from biggan.config import AttentionConfig
+from biggan.checkpoints import load_generator
+from biggan.commands.attention_flags import add_attention_flag, choose_attention, parse_with_options
 from biggan.generator import Generator
 from biggan.standing_statistics import standing_statistics
-from runtime.cli import CommandParser, unknown_flag_message
-from runtime.config import split_open_flags
+from runtime.cli import CommandParser
 from runtime.device import Device, open_device
 from runtime.errors import UserError
 
@@ -48,13 +46,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--columns", type=int, help="columns of a grid or steps of an interpolation (default: square; 8)"
     )
-    parser.add_argument(
-        "--attention",
-        default="keep",
-        metavar="NAME",
-        help=f"keep, or replace the mechanism: {', '.join(available_attention())}; with its options as "
-        "--attention.num-hashes 4",
-    )
+    add_attention_flag(parser)
     parser.add_argument(
         "--standing-statistics",
         type=int,
@@ -69,10 +61,7 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str]) -> None:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    options, unknown = split_open_flags(rest, "--attention")
-    if unknown:
-        parser.error(unknown_flag_message(unknown[0], [flag for a in parser._actions for flag in a.option_strings]))
+    arguments, options = parse_with_options(parser, argv)
     _check(arguments)
     device = open_device(arguments.device)
     replacement = choose_attention(arguments.checkpoint, arguments.attention, options)
@@ -93,16 +82,6 @@ def main(argv: Sequence[str]) -> None:
         arguments.out,
     )
     print(f"{len(z)} images: {arguments.out}")
-
-
-def choose_attention(path: Path, name: str, options: dict[str, Any]) -> AttentionConfig | None:
-    """The mechanism to sample with; None keeps the checkpoint's. Options without a name change the checkpoint's own."""
-    if name == "keep" and not options:
-        return None
-    own = read(path)[0].attention
-    if name in ("keep", own.name):
-        return AttentionConfig(own.name, options=own.options | options)
-    return AttentionConfig(name, options=options)
 
 
 def choose_latents(generator: Generator, arguments: Any) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -23,6 +23,32 @@ def locate(path: Path, wanted: Sequence[str], nested: Sequence[str], where: str)
             raise UserError(f"{folder} has no {', '.join(missing)}. Needed: {where}")
     below = f", nor in its folders {', '.join(nested)}" if nested else ""
     raise UserError(f"found no {wanted[0]} in {path}{below}. Needed: {where}")
+
+
+def class_files(
+    folder: Path,
+    splits: Sequence[str],
+    class_names: Sequence[str],
+    files_in: Callable[[Path], list[Path]],
+    kind: str,
+    where: str,
+) -> dict[str, list[tuple[Path, int]]]:
+    """{split: [(file, label), ...]} of `folder/split/class`, in the order of `files_in(folder)`.
+
+    Raises:
+        UserError: a folder is missing, or one has no files; `kind` says of what, and `where` what is needed.
+    """
+    files: dict[str, list[tuple[Path, int]]] = {split: [] for split in splits}
+    for split in splits:
+        for label, name in enumerate(class_names):
+            place = folder / split / name
+            if not place.is_dir():
+                raise UserError(f"{place} is missing. Needed: {where}")
+            found = files_in(place)
+            if not found:
+                raise UserError(f"{place} holds no {kind}: the class {name} is empty")
+            files[split] += [(file, label) for file in found]
+    return files
 
 
 def stamp(paths: Iterable[Path]) -> str:

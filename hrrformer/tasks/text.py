@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from hrrformer.tasks.files import locate, natural, stamp
+from hrrformer.tasks.files import class_files, locate, natural, stamp
 from hrrformer.tasks.protocol import Example, Source, Task
 from runtime.errors import UserError
 
@@ -31,16 +31,7 @@ def _open(path: Path, max_length: int) -> Source:
 
 def _open_folder(path: Path, max_length: int) -> Source:
     folder = locate(path, SPLITS, ("aclImdb",), WHERE)
-    files: dict[str, list[tuple[Path, int]]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for label, name in enumerate(CLASS_NAMES):
-            place = folder / split / name
-            if not place.is_dir():
-                raise UserError(f"{place} is missing. Needed: {WHERE}")
-            reviews = natural(file.name for file in place.iterdir() if file.suffix == ".txt")
-            if not reviews:
-                raise UserError(f"{place} holds no .txt files: the class {name} is empty")
-            files[split] += [(place / review, label) for review in reviews]
+    files = class_files(folder, SPLITS, CLASS_NAMES, _reviews, ".txt files", WHERE)
 
     def read(split: str, workers: int) -> Iterator[Example]:
         for file, label in files[split]:
@@ -54,6 +45,10 @@ def _open_folder(path: Path, max_length: int) -> Source:
         sizes={split: len(files[split]) for split in SPLITS},
         read=read,
     )
+
+
+def _reviews(folder: Path) -> list[Path]:
+    return [folder / name for name in natural(file.name for file in folder.iterdir() if file.suffix == ".txt")]
 
 
 def _open_archive(path: Path, max_length: int) -> Source:
