@@ -13,6 +13,7 @@ from runtime.device import Device
 
 @pytest.mark.parametrize("hashing", ["e2lsh", "voronoi", "cross-polytope"])
 def test_given_directions_decide_alone(tiny_config, hashing):
+    torch.manual_seed(0)
     attention = replace(tiny_config.attention, options=tiny_config.attention.options | {"hashing": hashing})
     generator = build_generator(replace(tiny_config, attention=attention)).eval()
     with torch.no_grad():
@@ -26,8 +27,8 @@ def test_given_directions_decide_alone(tiny_config, hashing):
     first = images(1)
     torch.rand(7)  # the default generator has no part in it
     assert torch.equal(first, images(1)) and not torch.equal(first, images(2))
-    use_projections(generator, [])
-    assert not torch.equal(generator(z, y), generator(z, y))
+    use_projections(generator, [])  # two draws of its own may cluster alike; eight do not
+    assert len({generator(z, y).detach().numpy().tobytes() for _ in range(8)}) > 1
 
 
 def test_a_step_has_directions_for_each_call_and_keeps_none(tiny_config):
