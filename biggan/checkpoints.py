@@ -1,8 +1,9 @@
 """What a checkpoint of a GAN holds, and the ways a generator comes back from one.
 
 Keys: `config` (the whole TrainConfig as plain values), `generator`, `ema_generator`, `discriminator`,
-`generator_optimizer`, `discriminator_optimizer`, `step`, and of a run also `progress`, `rng` and `data`.
-An export is a safetensors file with the averaged generator alone and the configuration in its metadata.
+`generator_optimizer`, `discriminator_optimizer`, `objective`, `step`, and of a run also `progress`, `rng` and `data`.
+An export is a safetensors file with the averaged generator alone; the configuration and a checksum over both are in its
+metadata.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def read(path: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
         tree = _read_export(path)
     else:
         path, tree = read_checkpoint(path, KIND)
-    return from_dict(TrainConfig, tree["config"], f"configuration in {path}"), tree
+    return from_dict(TrainConfig, tree.get("config"), f"configuration in {path}"), tree
 
 
 def load_generator(
@@ -67,7 +68,8 @@ def export(source: str | Path, out: str | Path, weights: str = "ema") -> None:
     """Writes the generator of a checkpoint as safetensors, atomically."""
     generator, config = load_generator(source, weights)
     tensors = {name: value.contiguous() for name, value in generator.state_dict().items()}
-    metadata = {"format": KIND, "config": json.dumps(to_dict(config))}
+    content = {"config": to_dict(config), "ema_generator": tensors}
+    metadata = {"format": KIND, "config": json.dumps(content["config"]), "checksum": checkpoint.checksum(content)}
     data = serialize_safetensors(tensors, metadata)
     checkpoint.write_atomically(Path(out), lambda file: file.write(data))
 
@@ -93,9 +95,15 @@ def _read_export(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             if metadata.get("format") != KIND or "config" not in metadata:
                 raise UserError(f"{path} is no export of 'biggan export'.")
-            return {
+            content = {
                 "config": json.loads(metadata["config"]),
                 "ema_generator": {k: file.get_tensor(k) for k in sorted(file.keys())},
             }
-    except (safetensors.SafetensorError, json.JSONDecodeError):
+            sound = metadata.get("checksum") == checkpoint.checksum(content)
+    except (UserError, OSError):
+        raise
+    except Exception:  # SafetensorError, and what JSON and torch raise on values that no such file has
         raise UserError(f"{path} is damaged or is not a safetensors file.") from None
+    if not sound:
+        raise UserError(f"{path} is damaged, its content does not match its checksum; or it has none: export it again.")
+    return content

@@ -6,7 +6,6 @@ missing; copies in the same folder carry a suffix: `G_copy0.pth`, `G_best1.pth`.
 
 from __future__ import annotations
 
-import codecs
 import pickle
 import re
 from collections import OrderedDict
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from runtime.errors import UserError
+from runtime.torch_files import check_archive, damaged, plain
 
 FILES = ("G", "G_ema", "D", "G_optim", "D_optim", "state_dict")
 
@@ -25,16 +25,39 @@ class _Activation:
     """Stands for the activation modules in a stored configuration."""
 
 
+class _Dtype:
+    """Stands for numpy's, which takes flags from a pickle that make it read any bytes as pointers to objects."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if name not in ("f2", "f4", "f8", "i4", "i8"):
+            raise pickle.UnpicklingError(f"unexpected type {name} of a number")
+        self.name = name
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _number(dtype: _Dtype, data: bytes) -> float | int:
+    """A numpy scalar of a pickle, as a number of Python."""
+    return np.frombuffer(data, dtype.order + dtype.name)[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 hold bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"unexpected encoding {encoding}")
+    return text.encode(encoding)
+
+
 # All that `state_dict.pth` may name beyond plain data: the activations of the configuration, and what numpy scalars
 # among the best scores are made of. numpy 2 moved the function that such pickles name.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _ALLOWED = {
     "torch.nn.modules.activation.ReLU": _Activation,
-    "numpy.core.multiarray.scalar": _NUMPY_SCALAR,
-    "numpy._core.multiarray.scalar": _NUMPY_SCALAR,
-    "numpy.dtype": np.dtype,
+    "numpy.core.multiarray.scalar": _number,
+    "numpy._core.multiarray.scalar": _number,
+    "numpy.dtype": _Dtype,
+    "_codecs.encode": _encode,
 }
-_NUMPY_DTYPES = [type(np.dtype(scalar)) for scalar in (np.float32, np.float64, np.int64)]
 
 
 def read_original(folder: Path, suffix: str | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -60,10 +83,11 @@ def _other_copies(folder: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     refusal = UserError(f"{path} holds more than weights and settings; refused, because loading it could run code.")
+    check_archive(path)
     try:
-        with torch.serialization.safe_globals([(value, name) for name, value in _ALLOWED.items()] + _NUMPY_DTYPES):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
+        with torch.serialization.safe_globals([(value, name) for name, value in _ALLOWED.items()]):
+            content = plain(torch.load(path, map_location="cpu", weights_only=True))
+    except PermissionError:
         raise
     except Exception as error:  # torch reports damage with many types: RuntimeError, EOFError, OSError, KeyError …
         reason = str(error).lower() if isinstance(error, pickle.UnpicklingError) else ""
@@ -72,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
         elif "global" in reason:
             raise refusal from None
         else:
-            raise UserError(f"{path} is damaged or is not a checkpoint.") from None
+            raise damaged(path) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a dictionary, as these checkpoints do.")
     return content
@@ -85,18 +109,17 @@ def _read_before_torch_1_6(path: Path, refusal: UserError) -> Any:
     """
     with open(path, "rb") as file:
         try:
-            return [_PlainUnpickler(file).load() for _ in range(4)][-1]
+            return plain([_PlainUnpickler(file).load() for _ in range(4)][-1])
         except Exception:  # a pickle can fail in any way
             raise refusal from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Finds nothing but plain data, activations and numpy scalars."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Finds nothing but plain data, activations and numpy scalars; in Python, where a memo takes no memory ahead."""
 
     _classes = _ALLOWED | {
         "collections.OrderedDict": OrderedDict,
         "__builtin__.set": set,
-        "_codecs.encode": codecs.encode,
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -36,7 +36,7 @@ def read(path: str | Path) -> tuple[Path, TrainConfig, dict[str, Any]]:
     path = Path(path)
     best = path / "checkpoints" / BEST
     path, tree = (best, load(best, KIND)) if best.is_file() else read_checkpoint(path, KIND)
-    return path, from_dict(TrainConfig, tree["config"], f"configuration in {path}"), tree
+    return path, from_dict(TrainConfig, tree.get("config"), f"configuration in {path}"), tree
 
 
 def load_classifier(path: str | Path) -> tuple[SequenceClassifier, TrainConfig, dict[str, Any], Path]:

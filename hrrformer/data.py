@@ -192,6 +192,12 @@ def _check_packed(packed: PackedTask, task: Task, max_length: int, path: Path) -
             f"{path} holds sequences of {packed.max_length} tokens, not {max_length}: pack the originals again"
         )
 
+    wrong_inputs = any(pool.lengths.shape[1] != task.inputs for pool in packed.splits.values())
+    largest = task.vocab_size - 1 - task.first_id
+    unknown_symbols = largest < 255 and any(pool.symbols.max(initial=0) > largest for pool in packed.splits.values())
+    if packed.first_id != task.first_id or wrong_inputs or unknown_symbols:
+        raise UserError(f"{path} is damaged: it holds tokens that the task {task.name} does not have")
+
 
 def _fingerprint(task: Task, source: Source, max_length: int) -> str:
     text = repr((task.name, task.version, max_length, source.class_names, source.stamp))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from hrrformer.tasks.protocol import Example
 from runtime.errors import UserError
@@ -125,7 +125,9 @@ def read_packed(path: Path) -> PackedTask:
             )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # SafetensorError, KeyError, and what numpy and JSON raise on values that no file has
         raise UserError(f"{path} is damaged or cut short: {error}") from None
 
 
@@ -133,10 +135,14 @@ def _check(splits: dict[str, PackedSplit], num_classes: int) -> None:
     if "train" not in splits:
         raise ValueError("it has no training examples")
     for name, split in splits.items():
+        arrays = (split.symbols, split.lengths, split.labels)
+        if [(array.dtype, array.ndim) for array in arrays] != [(np.uint8, 1), (np.int64, 2), (np.int64, 1)]:
+            raise ValueError(f"its {name} split has arrays of other kinds")
         if (
             len(split.lengths) != len(split.labels)
-            or split.lengths.sum() > len(split.symbols)
             or split.lengths.min() < 0
+            or split.lengths.max() > len(split.symbols)  # before their sum, which could wrap around
+            or split.lengths.sum() > len(split.symbols)
         ):
             raise ValueError(f"the lengths in its {name} split do not fit the sequences")
         if split.labels.min() < 0 or split.labels.max() >= num_classes:

@@ -23,7 +23,7 @@ def finish(folder: Path, step: int, data: TaskData, evaluator: Evaluator, proces
     weights of the run.
     """
     result, best = processes.from_main(lambda: _read(folder))
-    if result and result["trained_steps"] == step:
+    if result and result.get("trained_steps") == step:
         return result
     load_weights(evaluator.classifier, classifier_weights(best), "network")
     found = evaluator(data.test, progress=True)
@@ -43,6 +43,9 @@ def finish(folder: Path, step: int, data: TaskData, evaluator: Evaluator, proces
 
 
 def _read(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """An earlier result, if there is one, and the best checkpoint."""
-    earlier = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else None
-    return earlier, load(folder / "checkpoints" / BEST, KIND)
+    """An earlier result, if there is a sound one, and the best checkpoint."""
+    try:
+        earlier = json.loads((folder / FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        earlier = None
+    return earlier if isinstance(earlier, dict) else None, load(folder / "checkpoints" / BEST, KIND)

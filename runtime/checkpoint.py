@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -23,8 +22,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from runtime.errors import UserError
+from runtime.torch_files import is_archive, read_torch_file
 
 _PATTERN = re.compile(r"step-(\d+)\.pt")
+_TYPED = "typed-sha256 "  # what a sum begins with that `checksum` made
 
 
 def save(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
@@ -39,7 +40,7 @@ def save(path: str | os.PathLike, tree: dict[str, Any], kind: str) -> None:
     tree = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), tree)
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     tree = {**tree, "format": kind, "versions": versions}
-    tree["checksum"] = checksum(tree)
+    tree["checksum"] = _TYPED + checksum(tree)
     write_atomically(path, lambda file: torch.save(tree, file))
 
 
@@ -52,23 +53,13 @@ def load(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}.")
-    try:
-        with warnings.catch_warnings():  # torch warns of other programs' pickles before it refuses them
-            warnings.simplefilter("ignore")
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # torch reports damage with many types: RuntimeError, EOFError, struct.error …
-        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
-            raise UserError(
-                f"{path} is refused: it holds more than weights, and loading that could run code."
-            ) from None
-        raise UserError(f"{path} is damaged or is not a checkpoint.") from None
+    tree = read_torch_file(path) if is_archive(path) else None
     if not isinstance(tree, dict) or "format" not in tree or "checksum" not in tree:
         raise UserError(
-            f"{path} was not written by this program (weights of other BigGANs: python -m tools.convert_biggan)."
+            f"{path} is damaged or was not written by this program "
+            "(weights of other BigGANs: python -m tools.convert_biggan)."
         )
-    if tree.pop("checksum") != checksum(tree):
+    if not _has_sum(tree, tree.pop("checksum")):
         raise UserError(f"{path} is damaged: its content does not match its checksum.")
     if tree["format"] != kind:
         raise UserError(f"{path} is a checkpoint of '{tree['format']}', not of '{kind}'.")
@@ -182,27 +173,43 @@ def host_copy(tree: Any) -> Any:
 
 
 def checksum(tree: Any) -> str:
-    """SHA-256 over keys, values, types and shapes of a tree, in the order of its keys."""
+    """SHA-256 over keys, values, types and shapes of a tree, whatever the order of its keys."""
+
+    def mark(node: Any, text: str) -> None:
+        digest.update(f"{type(node).__name__} {len(text)} {text}".encode())
+
     digest = hashlib.sha256()
-    _digest(tree, digest.update)
+    _digest(tree, mark, digest.update)
     return digest.hexdigest()
 
 
-def _digest(node: Any, update: Callable[[bytes], None]) -> None:
+def _has_sum(tree: dict[str, Any], found: Any) -> bool:
+    try:
+        if str(found).startswith(_TYPED):
+            return found == _TYPED + checksum(tree)
+        digest = hashlib.sha256()  # of before types and lengths were part of it: [1, 23] had the sum of (12, 3)
+        _digest(tree, lambda node, text: digest.update(text.encode()), digest.update)
+        return found == digest.hexdigest()
+    except Exception:  # tensors of kinds that have no bytes to look at, such as sparse ones
+        return False
+
+
+def _digest(node: Any, mark: Callable[[Any, str], None], update: Callable[[bytes], None]) -> None:
+    """Calls `mark(node, what it is)` on everything in a tree, and `update` on the bytes of tensors."""
     if isinstance(node, dict):
-        update(b"{%d" % len(node))
+        mark(node, f"{{{len(node)}")
         for key in sorted(node, key=repr):
-            update(repr(key).encode())
-            _digest(node[key], update)
+            mark(key, repr(key))
+            _digest(node[key], mark, update)
     elif isinstance(node, list | tuple):
-        update(b"[%d" % len(node))
+        mark(node, f"[{len(node)}")
         for item in node:
-            _digest(item, update)
+            _digest(item, mark, update)
     elif isinstance(node, torch.Tensor):
-        update(f"{node.dtype}{tuple(node.shape)}".encode())
+        mark(node, f"{node.dtype}{tuple(node.shape)}")
         update(node.contiguous().flatten().view(torch.uint8).numpy().data)
     else:
-        update(repr(node).encode())
+        mark(node, repr(node))
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:

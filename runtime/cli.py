@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from runtime.errors import RunError, UserError, describe
 
@@ -21,6 +22,10 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # What torch's allocators say on a CPU, on CUDA and on XLA; none of them raises a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED")
+
+
+# What torch.load reads; it refuses to load anything where both are set.
+_WEIGHTS_ONLY, _CODE_TOO = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -74,7 +79,8 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     """
     warnings.showwarning = _show_warning
     try:
-        return main(sys.argv[1:] if argv is None else argv) or 0
+        with _no_code_in_weights():
+            return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         return _fail(str(error), 2)
     except RunError as error:
@@ -92,11 +98,28 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         return _fail("interrupted.", 130)
 
 
+@contextlib.contextmanager
+def _no_code_in_weights() -> Iterator[None]:
+    """Every torch.load is one of weights only, also those of libraries, such as torchvision's of its own networks."""
+    before = {name: os.environ.pop(name, None) for name in (_WEIGHTS_ONLY, _CODE_TOO)}
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_WEIGHTS_ONLY]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(_printable(f"error: {message}"), file=sys.stderr)
     return code
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(_printable(f"warning: {message}"), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Names in files of others may hold what a terminal obeys."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import types
@@ -43,8 +44,11 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "configuration") -
     names = {field.name for field in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in names:
-            raise UserError(f"{where}: unknown field '{key}'; valid ones are {', '.join(sorted(names))}.")
+            raise UserError(f"{where}: unknown field {key!r}; valid ones are {', '.join(sorted(names))}.")
         arguments[key] = _coerce(hints[key], value, f"{where}.{key}")
+    for field in dataclasses.fields(cls):
+        if field.name in arguments:
+            _check_choice(field, arguments[field.name], f"{where}.{field.name}")
     return cls(**arguments)
 
 
@@ -106,26 +110,31 @@ def split_open_flags(words: Sequence[str], group: str) -> tuple[dict[str, Any], 
     return options, others
 
 
-def _replace(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy of the dataclass with dotted fields changed; dict fields are merged, or emptied where `name` changes."""
+def _replace(config: Any, changes: dict[str, Any], prefix: str = "--") -> Any:
+    """A copy of the dataclass with dotted fields changed; dict fields are merged, or emptied where `name` changes.
+
+    `prefix` is what the flags of its fields begin with.
+    """
     hints, values = typing.get_type_hints(type(config)), {}
     renamed = "name" in changes and changes["name"] != getattr(config, "name", None)
     for field in dataclasses.fields(config):
         old = getattr(config, field.name)
         if dataclasses.is_dataclass(old):
             inner = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith(field.name + ".")}
-            values[field.name] = _replace(old, inner)
+            values[field.name] = _replace(old, inner, f"{prefix}{field.name}.")
         elif isinstance(old, dict):
             values[field.name] = ({} if renamed else old) | changes.get(field.name, {})
         elif field.name in changes:
-            value = _coerce(hints[field.name], changes[field.name], f"--{field.name.replace('_', '-')}")
-            choices = field.metadata.get("choices")
-            if choices and value not in choices:
-                raise UserError(
-                    f"--{field.name.replace('_', '-')}: '{value}' is not one of {', '.join(map(str, choices))}."
-                )
-            values[field.name] = value
+            where = f"{prefix}{field.name}".replace("_", "-")
+            values[field.name] = _coerce(hints[field.name], changes[field.name], where)
+            _check_choice(field, values[field.name], where)
     return dataclasses.replace(config, **values)
+
+
+def _check_choice(field: dataclasses.Field, value: Any, where: str) -> None:
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, choices))}.")
 
 
 def _leaves(config: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any, Any]]:
@@ -157,7 +166,7 @@ def _literal(text: str) -> Any:
     """A flag's value without a declared type: a JSON number, boolean, list or null, or else the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError also for numbers of thousands of digits
         return text
 
 
@@ -189,8 +198,22 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             ]
         if hint is str and not isinstance(value, str):
             raise ValueError
-        if hint is int and (isinstance(value, bool) or float(value) != int(float(value))):
+        if hint is int:
+            return _whole(value)
+        if hint is float and (isinstance(value, bool) or float(value) != float(value)):
             raise ValueError
-        return int(float(value)) if hint is int else hint(value)
+        return hint(value)
     except (KeyError, ValueError, TypeError, OverflowError):
         raise UserError(f"{where}: expected {_type_name(hint)}, got {value!r}.") from None
+
+
+def _whole(value: Any) -> int:
+    """4, "4", 4.0 and "1e3", and nothing between two numbers; integers beyond 2**53 keep all their digits."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or float(value) != int(float(value)):
+        raise ValueError
+    return int(float(value))

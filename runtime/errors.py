@@ -1,5 +1,7 @@
 """The exceptions whose text is all that a command prints."""
 
+import errno
+
 
 class UserError(Exception):
     """Wrong input or usage: commands print the message, without a traceback, and exit with status 2."""
@@ -7,6 +9,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on, through no mistake in its usage: the message, and exit status 1."""
+
+
+def of_the_system(error: BaseException) -> bool:
+    """Whether reading failed for a missing file, a permission or a disk, and not for what the file holds.
+
+    Damaged archives lead their readers to OSErrors without a number, and to seek places that no file has.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def describe(error: OSError) -> str:

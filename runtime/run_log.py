@@ -95,11 +95,11 @@ class RunLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):  # half a line of a killed run
+            except (ValueError, KeyError, TypeError, RecursionError):  # half a line of a killed run
                 continue
         text = "".join(line + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Images for training: folders, zips, packed files, and faces drawn by the program itself."""
+"""Images for training: folders, archives, databases, packed files, and faces drawn by the program itself."""
 
 from biggan.data.dataset import ImageDataset
 from biggan.data.faces import draw_face, drawn_faces

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from biggan.data.dataset import ImageDataset
-from runtime.errors import UserError
+from runtime.archives import check_npz
+from runtime.errors import UserError, of_the_system
 
 NAMES = ("x", "arr_0")
 
@@ -22,12 +22,17 @@ def read_npz(path: Path) -> ImageDataset:
         UserError: no such file, a damaged one, or other arrays than these.
     """
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             name = next((name for name in NAMES if name in file.files), None)
-            images = file[name] if name else np.empty(0)
+            images = np.asarray(file[name]) if name else np.empty(0)  # numpy gives other members as bytes
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # not only BadZipFile: every field of a zip and of an array's header has its own
+        if of_the_system(error):
+            raise
         raise UserError(f"{path} is damaged or is no numpy archive") from error
     if images.ndim == 4 and images.shape[3] == 3:
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))

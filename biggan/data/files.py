@@ -16,11 +16,14 @@ from PIL import Image
 from biggan.data.decode import DamagedImage, check_file_size, open_image
 from biggan.data.listing import class_folders, images_among
 from biggan.data.records import Record
-from runtime.errors import UserError
+from biggan.data.stylegan import LABELS_FILE, stylegan_labels
+from runtime.errors import UserError, of_the_system
 
 
 class FileSource:
     """Image files under relative names, from a folder or an archive.
+
+    Labels are those of StyleGAN's dataset.json at the top, where there is one; else folders are classes.
 
     Args:
         title: the path, for people.
@@ -28,16 +31,16 @@ class FileSource:
         read: name -> bytes; called from several threads.
 
     Raises:
-        UserError: no images among them, or splits where classes are expected.
+        UserError: no images among them, splits where classes are expected, or a damaged dataset.json.
     """
 
     def __init__(self, title: str, stamps: dict[str, str], read: Callable[[str], bytes]):
         self.title = title
         self.names = images_among(stamps, title)
-        self.labels, self.class_names = class_folders(self.names, title)
+        self._read = read
+        self.labels, self.class_names = self._stylegan_labels(stamps) or class_folders(self.names, title)
         listing = [self.class_names, self.names, self.labels, [stamps[name] for name in self.names]]
         self.listing_hash = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-        self._read = read
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,6 +51,15 @@ class FileSource:
 
     def _open(self, name: str) -> Image.Image:
         return open_image(self._read(name))
+
+    def _stylegan_labels(self, stamps: dict[str, str]) -> tuple[list[int], list[str]] | None:
+        if LABELS_FILE not in stamps:
+            return None
+        try:
+            data = self._read(LABELS_FILE)
+        except (DamagedImage, OSError) as error:
+            raise UserError(f"{LABELS_FILE} of {self.title} cannot be read: {error}") from None
+        return stylegan_labels(data, self.names, self.title)
 
 
 def folder_source(folder: Path) -> FileSource:
@@ -90,11 +102,12 @@ def zip_source(archive: Path, inside: str = "") -> FileSource:
     """
     try:
         opened = zipfile.ZipFile(archive)
-    except OSError:
-        raise
     except Exception as error:  # not only BadZipFile: broken directories also give struct.error, ValueError, ...
+        if of_the_system(error):
+            raise
         raise UserError(f"{archive} is damaged or cut short: {error}") from None
-    members = {info.filename.replace("\\", "/"): info for info in opened.infolist() if not info.is_dir()}
+    members = {info.filename.replace("\\", "/"): info for info in opened.infolist()}
+    members = {name: info for name, info in members.items() if name and not name.endswith("/")}
     if inside:
         prefix = inside + "/"
         top = sorted({name.split("/")[0] for name in members if "/" in name})

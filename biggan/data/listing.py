@@ -40,7 +40,8 @@ def class_folders(names: list[str], where: str) -> tuple[list[int], list[str]]:
     """Labels by the first folder below the one that holds everything.
 
     Two or more such folders are classes, in natural order. Images without such a folder (or a single one: CelebA-HQ,
-    an archive of one folder) are one class, called "all".
+    an archive of one folder) are one class, called "all"; and so are those in folders of a thousand, as FFHQ has them
+    (12000/12345.png).
 
     Args:
         names: images as from `images_among`.
@@ -57,7 +58,7 @@ def class_folders(names: list[str], where: str) -> tuple[list[int], list[str]]:
     while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1
     folders = sorted({path[depth] for path in paths if len(path) > depth + 1}, key=_natural)
-    if len(folders) < 2:
+    if len(folders) < 2 or all(_is_numbered(path[depth:]) for path in paths):
         return [0] * len(names), ["all"]
     inside = "/".join([where.rstrip("/"), *paths[0][:depth]])
     if {folder.lower() for folder in folders} <= _SPLITS:
@@ -70,6 +71,12 @@ def class_folders(names: list[str], where: str) -> tuple[list[int], list[str]]:
         return [0] * len(names), ["all"]
     label = {folder: index for index, folder in enumerate(folders)}
     return [label[path[depth]] for path in paths], folders
+
+
+def _is_numbered(path: list[str]) -> bool:
+    """Whether a folder only says which thousand the number of its image lies in."""
+    folder, number = path[0], path[-1].partition(".")[0]
+    return len(path) == 2 and folder.isascii() and folder.isdigit() and folder == f"{number[:-3]}000"
 
 
 def _is_hidden(part: str) -> bool:

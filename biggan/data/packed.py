@@ -15,10 +15,11 @@ import struct
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from biggan.data.dataset import ImageDataset
 from biggan.data.decode import RESIZE_RULE
@@ -41,8 +42,6 @@ def write_packed(
 ) -> int:
     """Writes images as they come, without holding them; the file appears under its name only when it is whole.
 
-    The format puts the number of images at the front, so room is left there for as many digits as `capacity` has.
-
     Args:
         samples: pairs of uint8 (3, R, R) and label, at most `capacity`.
 
@@ -53,34 +52,82 @@ def write_packed(
         UserError: not enough free space.
         OSError: the folder or disk refuses the file.
     """
-    metadata = {
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
+    try:
+        with temporary.open("wb") as file:
+            writer = PackedWriter(file, path.parent, capacity, resolution, describe(class_names, source, fingerprint))
+            for image, label in samples:
+                writer.add(image, label)
+            writer.finish()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(writer.labels)
+
+
+def describe(class_names: list[str], source: str, fingerprint: str) -> dict[str, str]:
+    """The metadata of a packed file."""
+    return {
         "format": _FORMAT,
         "class_names": json.dumps(class_names),
         "source": source,
         "fingerprint": fingerprint,
         "resize_rule": RESIZE_RULE,
     }
-    reserved = len(_header(capacity, resolution, metadata))
-    needed, free = capacity * 3 * resolution**2, shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(f"{path.parent} has {free / 2**30:.1f} GiB free; the images need {needed / 2**30:.1f} GiB")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
-    try:
-        with temporary.open("wb") as file:
-            file.seek(8 + reserved)
-            labels = []
-            for image, label in samples:
-                file.write(image.tobytes())
-                labels.append(label)
-            file.write(np.array(labels, dtype="<i8").tobytes())
-            file.seek(0)
-            file.write(struct.pack("<Q", reserved) + _header(len(labels), resolution, metadata).ljust(reserved))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return len(labels)
+
+
+class PackedWriter:
+    """Writes images to a file as they come, then labels and header.
+
+    The format puts the number of images at the front, so room is left there for as many digits as `capacity` has.
+
+    Args:
+        file: open for writing bytes; emptied behind the images that it has.
+        folder: where it is, to ask for free space.
+        metadata: that of `describe`.
+        labels: of images that the file already has, from an earlier writer.
+
+    Raises:
+        UserError: not enough free space.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        folder: Path,
+        capacity: int,
+        resolution: int,
+        metadata: dict[str, str],
+        labels: Iterable[int] = (),
+    ):
+        self.labels = list(labels)
+        self._file, self._resolution, self._metadata = file, resolution, metadata
+        self._reserved = len(_header(capacity, resolution, metadata))
+        self.begin = 8 + self._reserved  # of the images
+        needed, free = (capacity - len(self.labels)) * 3 * resolution**2, shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(f"{folder} has {free / 2**30:.1f} GiB free; the images need {needed / 2**30:.1f} GiB")
+        file.truncate(self.end)
+        file.seek(self.end)
+
+    @property
+    def end(self) -> int:
+        """Of the images so far."""
+        return self.begin + len(self.labels) * 3 * self._resolution**2
+
+    def add(self, image: np.ndarray, label: int) -> None:
+        """uint8 (3, R, R) and its class."""
+        self._file.write(image.tobytes())
+        self.labels.append(label)
+
+    def finish(self) -> None:
+        """Writes the rest, down to the disk."""
+        header = _header(len(self.labels), self._resolution, self._metadata)
+        self._file.write(np.array(self.labels, dtype="<i8").tobytes())
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", self._reserved) + header.ljust(self._reserved))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def read_packed(path: Path) -> ImageDataset:
@@ -102,7 +149,9 @@ def read_packed(path: Path) -> ImageDataset:
                 metadata["fingerprint"],
                 MappedFile(path).check,
             )
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # SafetensorError, KeyError, and what torch and JSON raise on values that no file has
         raise UserError(f"{path} is damaged or cut short: {error}") from None
 
 

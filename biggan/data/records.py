@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 
@@ -28,3 +33,45 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Record]: ...
+
+
+class IndexedSource:
+    """Images that a file holds under numbers.
+
+    Args:
+        title: the path, for people.
+        labels: int64 (N,), a class for each image.
+        class_names: one name a class.
+        stamp: JSON values that change when the file does.
+        name: number -> what the image is called where it is damaged.
+        open_image: number -> image; called from several threads.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        labels: np.ndarray,
+        class_names: list[str],
+        stamp: list[Any],
+        name: Callable[[int], str],
+        open_image: Callable[[int], Image.Image],
+    ):
+        self.title = title
+        self.labels = labels
+        self.class_names = class_names
+        listing = [class_names, hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(), stamp]
+        self.listing_hash = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        self._name, self._open = name, open_image
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Record]:
+        for index in range(len(self.labels)):
+            yield Record(self._name(index), int(self.labels[index]), partial(self._open, index))
+
+
+def file_stamp(path: Path) -> str:
+    """Text that changes when a file is written: its size and time."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

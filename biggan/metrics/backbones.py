@@ -7,6 +7,7 @@ human judgement (Stein et al. 2023, "Exposing flaws of generative model evaluati
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from biggan.metrics.inception import full_float32
 from biggan.metrics.inception_weights import hash_weights
 from biggan.metrics.resize import resize
 from runtime.errors import UserError
+from runtime.torch_files import read_torch_file
 
 RANDOM = "random"
 RANDOM_SEED = 0
@@ -69,7 +71,7 @@ def load_torchvision(name: str, weights: str | Path | None, size: int | None) ->
             torch.manual_seed(RANDOM_SEED)
             body = torchvision.models.get_model(name, weights=None if weights else default, **options)
         if weights and weights != RANDOM:
-            body.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            body.load_state_dict(read_torch_file(Path(weights)))
     except Exception as error:  # no network, no or a damaged file, tensors of another network: many types
         raise _not_to_be_had(f"torchvision:{name}", weights, error) from error
     linear = [key for key, module in body.named_modules() if isinstance(module, nn.Linear)]
@@ -98,9 +100,9 @@ def load_timm(name: str, weights: str | Path | None, size: int | None) -> Backbo
         similar = timm.list_models(f"*{name.split('.')[0]}*")[:10]
         raise UserError(f"timm has no network {name!r}; near it: {', '.join(similar) or 'see timm.list_models()'}")
     options = {"num_classes": 0, "pretrained": weights != RANDOM}
-    if weights not in (None, RANDOM):
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
     try:
+        if weights not in (None, RANDOM):
+            options["pretrained_cfg_overlay"] = _timm_weights(Path(weights))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
             try:
@@ -112,6 +114,17 @@ def load_timm(name: str, weights: str | Path | None, size: int | None) -> Backbo
     trained_on = timm.data.resolve_model_data_config(body)
     size = size or trained_on["input_size"][-1]
     return _backbone("timm", name, body, size, list(trained_on["mean"]), list(trained_on["std"]))
+
+
+def _timm_weights(path: Path) -> dict[str, Any]:
+    """What tells timm to take a file: timm reads safetensors itself, and gets torch's files as we read them."""
+    if path.suffix == ".safetensors":
+        return {"file": str(path)}
+    from timm.models import clean_state_dict
+
+    content = read_torch_file(path)
+    wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")  # that training programs put weights into
+    return {"state_dict": clean_state_dict(next((content[key] for key in wrappers if key in content), content))}
 
 
 def _backbone(library: str, name: str, body: nn.Module, size: int, mean: list[float], std: list[float]) -> Backbone:

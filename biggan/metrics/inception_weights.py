@@ -1,7 +1,7 @@
 """Finding, checking and loading the weights of the FID-Inception network.
 
 pytorch-fid and torch-fidelity publish the same file under two names; the eight hexadecimal digits in the name are the
-beginning of its SHA-256.
+beginning of its SHA-256. Eight digits tell damage; against a forgery all 64 are compared.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from biggan.metrics.inception import ConvReLU, FIDInception
 from runtime.errors import UserError
+from runtime.torch_files import read_torch_file
 
 WEIGHTS_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 FILE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-SHA256_PREFIX = "6726825d"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 DOWNLOAD_TIMEOUT_SEC = 30
 BATCH_NORM_EPS = 1e-3  # of the TensorFlow graph; torch's default is 1e-5
 
@@ -82,7 +83,7 @@ def _standard_file() -> Path:
         path = folder / name
         if path.is_file():
             with path.open("rb") as file:
-                if not hashlib.file_digest(file, "sha256").hexdigest().startswith(SHA256_PREFIX):
+                if hashlib.file_digest(file, "sha256").hexdigest() != SHA256:
                     raise UserError(f"{path} is damaged (its checksum is wrong): delete it and run again")
             return path
     path = folder / FILE_NAMES[0]
@@ -90,7 +91,7 @@ def _standard_file() -> Path:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SEC)  # torch.hub sets none: behind a silent firewall it would hang
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=SHA256_PREFIX)
+        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), hash_prefix=SHA256)
     except (OSError, RuntimeError) as error:  # no network, refused, disk full; RuntimeError: wrong checksum
         raise UserError(
             f"the FID needs the Inception weights, and downloading them failed ({error}). Fetch {WEIGHTS_URL}\n"
@@ -103,11 +104,11 @@ def _standard_file() -> Path:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch_file(path)
     except OSError as error:
         raise UserError(f"cannot read the Inception weights {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch.load raises a dozen types on a file that is damaged or of another kind
-        raise UserError(f"{path} is damaged or no weights file (fetch {WEIGHTS_URL})") from error
+    except UserError as error:
+        raise UserError(f"{error} Fetch {WEIGHTS_URL}") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no dictionary of tensors (fetch {WEIGHTS_URL})")
     return state

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import UserError
+from runtime.archives import check_npz
+from runtime.errors import UserError, of_the_system
 
 DATA_FIELDS = {"data_fingerprint", "split"}
 
@@ -95,13 +95,18 @@ def load_statistics(path: str | Path, protocol: FeatureProtocol, of_any_data: bo
     """
     path = Path(path)
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             found = FeatureProtocol(**{field.name: file[field.name].item() for field in fields(FeatureProtocol)})
-            mean, covariance, count = file["mean"], file["covariance"], int(file["count"])
-            features = file["features"] if "features" in file.files else None
+            mean, covariance, count = np.asarray(file["mean"]), np.asarray(file["covariance"]), int(file["count"])
+            features = np.asarray(file["features"]) if "features" in file.files else None
     except FileNotFoundError as error:
         raise UserError(f"no statistics file {path}") from error
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # not only BadZipFile: every field of a zip and of an array's header has its own
+        if of_the_system(error):
+            raise
         raise UserError(f"the statistics file {path} is damaged or of another kind: delete it and run again") from error
     compared = {field.name for field in fields(FeatureProtocol)} - (DATA_FIELDS if of_any_data else set())
     differing = [
@@ -111,8 +116,17 @@ def load_statistics(path: str | Path, protocol: FeatureProtocol, of_any_data: bo
     ]
     if differing:
         raise UserError(f"the statistics file {path} cannot be used here: {'; '.join(differing)}")
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not np.isfinite(covariance).all() or count < 2:
+    if not _are_moments(mean, covariance) or count < 2:
         raise UserError(f"the statistics file {path} is damaged: delete it and run again")
-    if features is not None and features.shape != (count, len(mean)):
+    if features is not None and (features.shape != (count, len(mean)) or features.dtype != np.float32):
         raise UserError(f"the statistics file {path} is damaged: delete it and run again")
     return Statistics(mean, covariance, count, found, features)
+
+
+def _are_moments(mean: np.ndarray, covariance: np.ndarray) -> bool:
+    return (
+        mean.dtype == covariance.dtype == np.float64
+        and mean.ndim == 1
+        and covariance.shape == (len(mean), len(mean))
+        and bool(np.isfinite(mean).all() and np.isfinite(covariance).all())
+    )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
+MAX_LINE_BYTES = 1 << 26
+
 
 def locate(path: Path, wanted: Sequence[str], nested: Sequence[str], where: str) -> Path:
     """The folder that holds all files or folders `wanted`: the path itself, or one of the `nested` ones below it.
@@ -16,7 +18,7 @@ def locate(path: Path, wanted: Sequence[str], nested: Sequence[str], where: str)
         UserError: none does; `where` says which files are read and where to get them.
     """
     for folder in [path, *(path / name for name in nested)]:
-        missing = [name for name in wanted if not (folder / name).exists()]
+        missing = [name for name in wanted if not (folder / name).is_file() and not (folder / name).is_dir()]
         if not missing:
             return folder
         if len(missing) < len(wanted):
@@ -61,7 +63,7 @@ def stamp(paths: Iterable[Path]) -> str:
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below a folder that are not hidden, in natural order.
+    """All files below a folder that are not hidden, in natural order. To open a pipe or a device could wait for ever.
 
     Raises:
         UserError: the folder, or one below it, cannot be read.
@@ -73,7 +75,8 @@ def walk(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in natural(name for name in files if not name.startswith("."))]
+        paths = (Path(parent, name) for name in natural(name for name in files if not name.startswith(".")))
+        found += [path for path in paths if path.is_file()]
     return found
 
 
@@ -83,9 +86,15 @@ def natural(names: Iterable[str]) -> list[str]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers from 1, without their ends; a last empty line is left out."""
+    """The lines of a file with their numbers from 1, without their ends; a last empty line is left out.
+
+    Raises:
+        UserError: a line is longer than any example.
+    """
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+            if len(line) == MAX_LINE_BYTES:
+                raise UserError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB")
             yield number, line.rstrip(b"\r\n")
 
 

@@ -18,9 +18,9 @@ from hrrformer.tasks.cifar import BATCHES, CIFAR_FOLDER, read_batch
 from hrrformer.tasks.digits import draw_digits
 from hrrformer.tasks.files import natural, stamp, walk
 from hrrformer.tasks.parallel import ordered_map
-from hrrformer.tasks.pixels import decode, grey, side_of
+from hrrformer.tasks.pixels import check_file_size, decode, grey, read_file, side_of
 from hrrformer.tasks.protocol import Example, Source, Task
-from runtime.errors import UserError
+from runtime.errors import UserError, of_the_system
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = ("train", "test")
@@ -44,7 +44,7 @@ def _open(path: Path, max_length: int) -> Source:
 
 def _open_cifar(folder: Path, side: int) -> Source:
     files = {split: [folder / name for name in names] for split, names in BATCHES.items()}
-    missing = [file.name for split in SPLITS for file in files[split] if not file.exists()]
+    missing = [file.name for split in SPLITS for file in files[split] if not file.is_file()]
     if missing:
         raise UserError(f"{folder} has no {', '.join(missing)}. Needed: {WHERE}")
 
@@ -68,18 +68,31 @@ def _open_folder(folder: Path, side: int) -> Source:
         if not (folder / split).is_dir():
             raise UserError(f"{folder} has no folder {split}. Needed: {WHERE}")
     files = {file.relative_to(folder).as_posix(): file for split in SPLITS for file in walk(folder / split)}
-    return _class_folders(folder, side, files, stamp(files.values()), lambda name: files[name].read_bytes())
+
+    def read_bytes(name: str) -> bytes:
+        try:
+            return read_file(files[name])
+        except OSError as error:
+            raise UserError(f"cannot read {files[name]}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise UserError(f"{files[name]} is not a sound image: {error}") from None
+
+    return _class_folders(folder, side, files, stamp(files.values()), read_bytes)
 
 
 def _open_zip(path: Path, side: int) -> Source:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # not only BadZipFile: broken directories also give struct.error, ValueError, ...
+        if of_the_system(error):
+            raise
         raise UserError(f"{path} is no sound zip: {error}. Needed: {WHERE}") from None
-    members = {info.filename: f"{info.file_size} {info.CRC:08x}" for info in archive.infolist() if not info.is_dir()}
+    members = {info.filename: f"{info.file_size} {info.CRC:08x}" for info in archive.infolist()}
+    members = {name: stamp for name, stamp in members.items() if name and not name.endswith("/")}
 
     def read_bytes(name: str) -> bytes:
         try:
+            check_file_size(archive.getinfo(name).file_size)
             return archive.read(name)
         except Exception as error:  # encrypted, broken, of an unknown method: every decompressor has its own
             raise UserError(f"{path}/{name} cannot be unpacked: {error}") from None

@@ -5,8 +5,9 @@ Source: Linsley et al. 2018, arXiv:1805.08315; as a sequence task, Tay et al. 20
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from hrrformer.tasks.files import lines, locate, natural, stamp
 from hrrformer.tasks.parallel import ordered_map
 from hrrformer.tasks.pathfinder_settings import SETS
-from hrrformer.tasks.pixels import decode, side_of
+from hrrformer.tasks.pixels import decode, read_file, side_of
 from hrrformer.tasks.protocol import Example, Source, Task
 from runtime.errors import UserError
 
@@ -49,7 +50,7 @@ def _open(path: Path, max_length: int) -> Source:
 
     return Source(
         title=str(folder),
-        stamp=stamp([*tables, *sorted({file.parent for file, _ in images})]),
+        stamp=stamp([*tables, *_folders(image for image, _ in images)]),
         class_names=CLASS_NAMES,
         sizes={"train": len(images)},
         read=read,
@@ -65,7 +66,19 @@ def _read_table(folder: Path, table: Path) -> Iterator[tuple[Path, int]]:
                 f"{table}, line {number}: expected text with folder, file, index and label 0 or 1, "
                 f"found {' '.join(columns)[:60]!r}"
             )
-        yield folder / columns[0] / columns[1], int(columns[3])
+        file = Path(columns[0], columns[1])
+        if file.is_absolute() or ".." in file.parts or "\0" in str(file):
+            raise UserError(f"{table}, line {number}: {str(file)!r} leads out of the folder")
+        yield folder / file, int(columns[3])
+
+
+def _folders(images: Iterable[Path]) -> list[Path]:
+    """Those that images lie in."""
+    folders = sorted({image.parent for image in images})
+    for folder in folders:
+        if not os.path.isdir(folder):  # False also for names that no file can have
+            raise UserError(f"{folder} is missing, which a table in {folder.parent.parent / 'metadata'} names")
+    return folders
 
 
 def read_pixels(side: int, file: Path) -> bytes:
@@ -75,7 +88,7 @@ def read_pixels(side: int, file: Path) -> bytes:
         UserError: unreadable, damaged, or of another size.
     """
     try:
-        data = file.read_bytes()
+        data = read_file(file)
         image = decode(data) if data else None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None

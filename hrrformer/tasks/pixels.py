@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import stat
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +14,31 @@ from runtime.errors import UserError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # Pillow's others include some that run programs
 _MAX_PIXELS = 1 << 24
+_MAX_BYTES = 1 << 26
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ValueError: too many of them, or a pipe or device, which could be read for ever.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")
+    check_file_size(status.st_size)
+    return path.read_bytes()
+
+
+def check_file_size(num_bytes: int) -> None:
+    """To be asked before a file is read or decompressed.
+
+    Raises:
+        ValueError: more bytes than any image has.
+    """
+    if num_bytes > _MAX_BYTES:
+        raise ValueError(f"{num_bytes:,} bytes are too many for one image")
 
 
 def decode(data: bytes) -> Image.Image:

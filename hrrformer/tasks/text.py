@@ -5,16 +5,14 @@ Source: the Large Movie Review Dataset, Maas et al. 2011; as a byte task, Tay et
 
 from __future__ import annotations
 
-import lzma
-import tarfile
-import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from hrrformer.tasks.files import class_files, locate, natural, stamp
 from hrrformer.tasks.protocol import Example, Source, Task
-from runtime.errors import UserError
+from runtime.archives import open_tar
+from runtime.errors import UserError, of_the_system
 
 SPLITS = ("train", "test")
 CLASS_NAMES = ("neg", "pos")
@@ -48,7 +46,7 @@ def _open_folder(path: Path, max_length: int) -> Source:
 
 
 def _reviews(folder: Path) -> list[Path]:
-    return [folder / name for name in natural(file.name for file in folder.iterdir() if file.suffix == ".txt")]
+    return [folder / name for name in natural(file.name for file in folder.glob("*.txt") if file.is_file())]
 
 
 def _open_archive(path: Path, max_length: int) -> Source:
@@ -57,12 +55,16 @@ def _open_archive(path: Path, max_length: int) -> Source:
         """{(split, class): {name: text}}: one pass over the archive, which keeps them in any order."""
         found: dict[tuple[str, str], dict[str, bytes]] = {(split, name): {} for split in SPLITS for name in CLASS_NAMES}
         try:
-            with tarfile.open(path) as archive:
+            with open_tar(path) as archive:
                 for member in archive:
                     name = PurePosixPath(member.name)
                     if member.isreg() and name.suffix == ".txt" and name.parts[-3:-1] in found:
                         found[name.parts[-3:-1]][name.name] = archive.extractfile(member).read(max_length)
-        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError):
+        except UserError:
+            raise
+        except Exception as error:  # not only TarError: every decompressor, and every field of a header, has its own
+            if of_the_system(error):
+                raise
             raise UserError(f"{path} is no tar archive, damaged, or cut short. Needed: {WHERE}") from None
         for (split, name), texts in found.items():
             if not texts:

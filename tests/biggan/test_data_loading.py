@@ -6,6 +6,7 @@ import struct
 import sys
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,17 @@ def test_large_sets_are_mapped_and_found_again(folder, tmp_path, monkeypatch):
         assert torch.equal(dataset.images, in_memory.images) and torch.equal(dataset.labels, in_memory.labels)
         assert (dataset.fingerprint, dataset.class_names) == (in_memory.fingerprint, in_memory.class_names)
         assert torch.equal(dataset.batch(3, 90, 1, True)[0], in_memory.batch(3, 90, 1, True)[0])
+
+
+def test_several_that_fill_one_cache_at_once_do_not_disturb_each_other(folder, tmp_path):
+    def fill(_):
+        return open_images(folder, 16, cache_dir=tmp_path / "cache", in_memory_bytes=0, progress=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        datasets = list(pool.map(fill, range(4)))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    expected = open_images(folder, 16, progress=False).images
+    assert all(torch.equal(dataset.images, expected) for dataset in datasets)
 
 
 def test_a_failed_decoding_leaves_no_file(folder, tmp_path):

@@ -105,6 +105,9 @@ def test_the_hash_follows_names_labels_and_contents(make):
         (["data/x/1.jpg", "data/y/1.jpg"], [0, 1], ["x", "y"]),
         (["x/p/1.jpg", "x/q/1.jpg"], [0, 1], ["p", "q"]),
         (["2/1.jpg", "10/1.jpg"], [0, 1], ["2", "10"]),
+        (["t/00000/00000.png", "t/00000/00999.png", "t/69000/69001.png"], [0, 0, 0], ["all"]),  # FFHQ
+        (["00000/00000.png", "01000/00999.png"], [0, 1], ["00000", "01000"]),
+        (["1000/1001.png", "2000/front/2001.png"], [0, 1], ["1000", "2000"]),
     ],
 )
 def test_class_folders(names, labels, classes):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, verified, and never a way to run code."""
 
+import hashlib
 import os
 import pickle
 import threading
@@ -55,6 +56,24 @@ def test_changed_weights_do_not_pass_the_checksum(tmp_path):
     torch.save(content, path)
     with pytest.raises(UserError, match="checksum"):
         checkpoint.load(path, "test")
+
+
+def test_the_sum_tells_types_and_where_values_end():
+    trees = [[1, 23], [12, 3], (1, 23), [[1, 2], 3], [1, [2, 3]], ["1", 23], [1.0, 23], [True, 23]]
+    trees += [{"a": 1}, {"a": torch.tensor(1)}, {"a": torch.tensor([1])}, {"a": torch.tensor(1, dtype=torch.int32)}]
+    assert len({checkpoint.checksum(tree) for tree in trees}) == len(trees)
+
+
+def test_checkpoints_from_before_sums_told_types_are_read(tmp_path):
+    content = tree() | {"format": "test", "versions": {}}
+    words = "{5'format''test''step'7'versions'{0'weights'{2'a'torch.float32(2, 3)"
+    digest = hashlib.sha256(words.encode() + tree()["weights"]["a"].numpy().tobytes())
+    digest.update(b"'b'torch.bfloat16(3,)" + tree()["weights"]["b"].view(torch.uint8).numpy().tobytes() + b"'x'[21'y'")
+    torch.save(content | {"checksum": digest.hexdigest()}, tmp_path / "old.pt")
+    assert checkpoint.load(tmp_path / "old.pt", "test")["step"] == 7
+    torch.save(content | {"checksum": digest.hexdigest(), "step": 8}, tmp_path / "old.pt")
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.load(tmp_path / "old.pt", "test")
 
 
 class Malicious:

@@ -37,3 +37,11 @@ def test_success_and_parser_errors(capsys):
     assert "did you mean --number?" in capsys.readouterr().err
     assert run_command(lambda argv: parser.parse_args(argv) and None, ["--number", "x"]) == 2
     assert "tool --help" in capsys.readouterr().err
+
+
+def test_names_of_files_do_not_command_the_terminal(capsys):
+    def main(argv):
+        raise UserError("a\x1b[2Jb.png is damaged\nsecond line, é")
+
+    assert run_command(main, []) == 2
+    assert capsys.readouterr().err == "error: a\\x1b[2Jb.png is damaged\nsecond line, é\n"

@@ -64,7 +64,7 @@ def test_a_mechanisms_options_follow_its_name():
         (["--rate", "fast"], "--rate: expected float"),
         (["--fast", "perhaps"], "--fast: expected"),
         (["--mode", "c"], "one of a, b"),
-        (["--attention.sizes", "big"], "--sizes: expected int"),
+        (["--attention.sizes", "big"], "--attention.sizes: expected int"),
         (["--attention.window"], "needs a value"),
         (["stray"], "stray"),
         (["--count"], "expected one argument"),

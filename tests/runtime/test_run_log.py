@@ -25,6 +25,14 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
     assert lines(tmp_path)[-1]["loss"] == "nan"
 
 
+def test_damaged_lines_are_dropped_when_a_run_resumes(tmp_path):
+    RunLog(tmp_path).close()
+    damaged = [b"\xff\xfe", b"[" * 100_000, b"[1]", b'{"step": "x"}', b"7", b""]
+    (tmp_path / "stats.jsonl").write_bytes(b"\n".join([*damaged, b'{"step": 10}', *damaged]))
+    RunLog(tmp_path, step_at_start=20).close()
+    assert lines(tmp_path) == [{"step": 10}]
+
+
 def test_running_means_continue_from_their_state():
     whole, first, second = (RunningMeans(["x"], torch.clone) for _ in range(3))
     values = torch.arange(6.0)
