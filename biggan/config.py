@@ -44,6 +44,37 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    name: str = option(
+        "hinge", "hinge, nonsaturating, or relativistic", choices=("hinge", "nonsaturating", "relativistic")
+    )
+    r1: float = option(0.0, "strength of the penalty on the discriminator's gradient at real images; 0 is off")
+    r2: float = option(0.0, "the same at generated images")
+    consistency_real: float = option(
+        0.0, "strength of the penalty on how a real image's logit changes with a flip and a shift of it; 0 is off"
+    )
+    consistency_fake: float = option(0.0, "the same for generated images")
+    lecam: float = option(0.0, "strength of LeCam regularisation, towards the other side's mean logit; 0 is off")
+    lecam_decay: float = option(0.99, "decay of these means, a discriminator step")
+    lecam_start_step: int = option(0, "training steps without LeCam regularisation, while its means settle")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    policy: tuple[str, ...] = option(
+        (),
+        "what is done to all images before the discriminator sees them, of color, translation, cutout, flip, rotation "
+        "and scale, or none",
+    )
+    probability: float = option(1.0, "chance of each transform for each image; with a target, the most it may become")
+    target: float = option(
+        0.0,
+        "adapt the probability, from 0, until the discriminator's logits of real images have this mean sign; 0 is off",
+    )
+    kimg: float = option(500.0, "thousands of real images in which an adapted probability can go from 0 to 1")
+
+
+@dataclass(frozen=True)
 class EmaConfig:
     decay: float = option(0.9999, "decay of the averaged generator's weights, a step")
     start_step: int = option(0, "until this step the averaged generator is a copy")
@@ -84,7 +115,9 @@ class GuardConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     preset: str = option("", "the preset that this run started from")
-    data: str = option("drawn-faces", "images: a folder, a zip, a packed file, or 'drawn-faces'")
+    data: str = option(
+        "drawn-faces", "images: a folder, zip, tar, HDF5, LMDB, Parquet or packed file (docs/data.md), or 'drawn-faces'"
+    )
     out: str = option("", "run directory; empty is runs/PRESET")
     initial_weights: str = option("", "checkpoint whose weights a new run starts from, as tools.convert_biggan writes")
     device: str = option("auto", "auto, cpu, cuda or xla", choices=("auto", "cpu", "cuda", "xla"))
@@ -112,6 +145,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

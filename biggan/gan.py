@@ -20,7 +20,9 @@ from biggan.discriminator import Discriminator
 from biggan.ema import update_ema
 from biggan.generator import Generator
 from biggan.hash_projections import draw_projections, use_projections
-from biggan.losses import add_orthogonal_gradient, hinge_discriminator_loss, hinge_generator_loss
+from biggan.losses import add_orthogonal_gradient
+from biggan.objective import Objective
+from biggan.objective_options import with_second_derivatives
 from runtime.device import Device
 from runtime.errors import UserError
 from runtime.guard import Guard, gradient_norms
@@ -47,7 +49,7 @@ def build_discriminator(config: TrainConfig) -> Discriminator:
         Discriminator,
         channels=config.model.discriminator_channels,
         attention_resolutions=config.attention.discriminator_resolutions,
-        config=config,
+        config=with_second_derivatives(config),
     )
 
 
@@ -78,10 +80,11 @@ RECOMPUTED_PARTS = {"none": (), "attention": ("attention",), "blocks": ("residua
 class Gan:
     """Generator, discriminator, averaged generator and both optimizers, on `device`."""
 
-    STEP_VALUES = ("loss_d_real", "loss_d_fake", "logits_real", "logits_fake", "grad_norm_d", "loss_g", "grad_norm_g")
-
     def __init__(self, config: TrainConfig, device: Device):
         self.config, self.device = config, device
+        self.objective = Objective(config, device.put)
+        of_both = "grad_norm_d", "loss_g", "grad_norm_g"
+        self.step_values = (*self.objective.names, *of_both, *self.objective.remembered)
         channels_last = config.channels_last and device.channels_last
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator, self.discriminator = build_generator(config), build_discriminator(config)
@@ -106,7 +109,7 @@ class Gan:
 
     def _guarded_values(self) -> dict[str, list[str]]:
         """The names of what `guard` gets to see of each update."""
-        losses = {"discriminator": self.STEP_VALUES[:4], "generator": ("loss_g",)}
+        losses = {"discriminator": self.objective.names, "generator": ("loss_g",)}
         return {
             name: [*of_step, *(f"gradient of {name}.{n}" for n, _ in getattr(self, name).named_parameters())]
             for name, of_step in losses.items()
@@ -132,6 +135,7 @@ class Gan:
         y: torch.Tensor,
         ema_rate: torch.Tensor,
         *projections: torch.Tensor,
+        uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """One whole training step.
 
@@ -141,19 +145,24 @@ class Gan:
             ema_rate: () or (1,) float32, 1 - decay of the averaged generator.
             projections: (S + 1, A, ...) for each SMYRF attention, the generator's first, as `draw_projections` makes;
                 without them each draws its own.
+            uniforms: (S + 1, A, B, 2, n) in [0, 1), what augmentation is made of, for reals and fakes; n is
+                `objective.numbers`. None where that is 0.
 
         Where processes share a batch, B are the rows of this one. From an update on whose losses or gradients are not
         finite, networks and optimizers stay as they are, until `guard` is reset; statistics and the averaged generator
         are not to be used then.
 
         Returns:
-            Detached scalars by the names in STEP_VALUES: losses, mean logits and gradient norms of the generator's and
-            the last discriminator step, over the whole batch.
+            Detached scalars by the names in `step_values`: losses, mean logits and gradient norms of the generator's
+            and the last discriminator step, over the whole batch.
         """
         values = {}
+        uniforms = [None] * len(z) if uniforms is None else uniforms
         for i in range(self.config.d_steps_per_g_step):
-            values = self.discriminator_step(images[i], labels[i], z[i], y[i], [p[i] for p in projections])
-        values |= self.generator_step(z[-1], y[-1], [p[-1] for p in projections])
+            directions = [p[i] for p in projections]
+            values = self.discriminator_step(images[i], labels[i], z[i], y[i], directions, uniforms[i])
+        reals = (images[-1], labels[-1]) if self.objective.pairs else None
+        values |= self.generator_step(z[-1], y[-1], [p[-1] for p in projections], uniforms[-1], reals)
         update_ema(self.ema_generator, self.generator, ema_rate.squeeze())
         self.guard.end_step()
         return values
@@ -165,44 +174,49 @@ class Gan:
         z: torch.Tensor,
         y: torch.Tensor,
         projections: Sequence[torch.Tensor] = (),
+        uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """One update of the discriminator; shapes as in `step` without S."""
         self.discriminator.requires_grad_(True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         parts = len(images)
-        sums = []
+        uniforms = [None] * parts if uniforms is None else uniforms
+        found = []
         for part, (real, real_y, part_z, part_y) in enumerate(zip(images, labels, z, y, strict=True)):
             self._use_projections([p[part] for p in projections])
-            with self.device.autocast(self.config.precision):
-                with torch.no_grad():  # the generator stays in training mode: its batch norms see these fakes too
-                    fake = self._generate(part_z, part_y)
-                # One call on real and fake, paired along the batch so that a sharded batch needs no reshuffling.
-                both = torch.stack([self._prepare(real), fake.float()], 1).flatten(0, 1)  # (2B, 3, R, R)
-                logits = self._discriminate(
-                    both.contiguous(memory_format=self.memory_format), torch.stack([real_y, part_y], 1).flatten()
-                )
-            logits_real, logits_fake = logits.float().view(-1, 2).unbind(1)
-            loss_real, loss_fake = hinge_discriminator_loss(logits_real, logits_fake)
-            ((loss_real + loss_fake) / parts).backward()
-            sums.append(torch.stack([loss_real, loss_fake, logits_real.mean(), logits_fake.mean()]).detach())
+            with torch.no_grad():  # the generator stays in training mode: its batch norms see these fakes too
+                fake = self._fakes(part_z, part_y)
+            loss, values = self.objective.discriminator_loss(
+                self._judge, (self._prepare(real), real_y), (fake, part_y), uniforms[part]
+            )
+            (loss / parts).backward()
+            found.append(values)
         self._use_projections([])
         self.device.average_gradients(self.discriminator.parameters())
-        means = self.device.mean(torch.stack(sums).mean(0))
+        means = self.device.mean(torch.stack(found).mean(0))
         norm = self._update("discriminator", means)
-        return dict(zip(self.STEP_VALUES[:5], (*means.unbind(), norm), strict=True))
+        values = dict(zip(self.objective.names, means.unbind(), strict=True)) | {"grad_norm_d": norm}
+        return values | self.objective.remember(values, self.guard.healthy)
 
     def generator_step(
-        self, z: torch.Tensor, y: torch.Tensor, projections: Sequence[torch.Tensor] = ()
+        self,
+        z: torch.Tensor,
+        y: torch.Tensor,
+        projections: Sequence[torch.Tensor] = (),
+        uniforms: torch.Tensor | None = None,
+        reals: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """One update of the generator; shapes as in `step` without S."""
+        """One update of the generator; shapes as in `step` without S. A loss of pairs needs `reals`: images, labels."""
         self.discriminator.requires_grad_(False)  # its gradients are not needed here, and cost as much as the fakes'
         self.generator_optimizer.zero_grad(set_to_none=True)
         parts, losses = len(z), []
+        uniforms = [None] * parts if uniforms is None else uniforms
         for part, (part_z, part_y) in enumerate(zip(z, y, strict=True)):
             self._use_projections([p[part] for p in projections])
-            with self.device.autocast(self.config.precision):
-                logits = self._discriminate(self._generate(part_z, part_y), part_y)
-            loss = hinge_generator_loss(logits.float())
+            fake, real = (self._fakes(part_z, part_y), part_y), None
+            if reals:
+                real = self._prepare(reals[0][part]), reals[1][part]
+            loss = self.objective.generator_loss(self._judge, real, fake, uniforms[part])
             (loss / parts).backward()
             losses.append(loss.detach())
         self._use_projections([])
@@ -211,6 +225,16 @@ class Gan:
             add_orthogonal_gradient(self.generator, self.config.optimizer.orthogonal_penalty)
         mean = self.device.mean(torch.stack(losses).mean())
         return {"loss_g": mean, "grad_norm_g": self._update("generator", mean[None])}
+
+    def _fakes(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, R, R) in [-1, 1]."""
+        with self.device.autocast(self.config.precision):
+            return self._generate(z, y).float()
+
+    def _judge(self, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The logits of images (N, 3, R, R): float32 (N,)."""
+        with self.device.autocast(self.config.precision):
+            return self._discriminate(images.contiguous(memory_format=self.memory_format), y).float().squeeze(1)
 
     def _use_projections(self, projections: Sequence[torch.Tensor]) -> None:
         use_projections(self._networks, projections)
@@ -227,10 +251,12 @@ class Gan:
             "ema_generator": self.ema_generator.state_dict(),
             "generator_optimizer": optimizer_state_by_name(self.generator, self.generator_optimizer),
             "discriminator_optimizer": optimizer_state_by_name(self.discriminator, self.discriminator_optimizer),
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state` has; an averaged generator that it lacks becomes a copy of the generator, and the reverse.
+        What the objective remembers starts anew where `state` lacks it.
 
         Raises:
             UserError: the networks have another architecture than the state's.
@@ -241,6 +267,7 @@ class Gan:
         for name in ("generator", "discriminator"):
             optimizer = getattr(self, f"{name}_optimizer")
             load_optimizer_by_name(getattr(self, name), optimizer, state.get(f"{name}_optimizer", {}))
+        self.objective.load_state_dict(state.get("objective", {}))
         self.guard.reset()
 
 

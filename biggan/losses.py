@@ -30,6 +30,20 @@ def nonsaturating_generator_loss(logits_fake: Tensor) -> Tensor:
     return F.softplus(-logits_fake).mean()
 
 
+def relativistic_discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, Tensor]:
+    """E[softplus(D(G(z)) - D(x))] over pairs of a generated and a real image, half of it for each side.
+
+    Sources: Jolicoeur-Martineau 2018, arXiv:1807.00734; Huang et al. 2024 (R3GAN), arXiv:2501.05441.
+    """
+    half = F.softplus(logits_fake - logits_real).mean() / 2
+    return half, half
+
+
+def relativistic_generator_loss(logits_fake: Tensor, logits_real: Tensor) -> Tensor:
+    """E[softplus(D(x) - D(G(z)))] over pairs."""
+    return F.softplus(logits_real - logits_fake).mean()
+
+
 @torch.no_grad()
 def add_orthogonal_gradient(model: nn.Module, strength: float) -> None:
     """Adds strength * 2 (W Wᵀ ∘ (1 - I)) W to the gradient of every weight W (out, in).

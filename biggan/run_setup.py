@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from biggan import objective_options
 from biggan.config import TrainConfig
 from biggan.data import ImageDataset, drawn_faces, open_images
 from runtime import run_folder
+from runtime.config import to_dict
 from runtime.errors import UserError
 
 # What may differ between a run and its continuation: no weight depends on these.
@@ -31,7 +33,9 @@ FOLDERS = ("samples", "checkpoints", "tensorboard")
 def open_dataset(config: TrainConfig, cache_dir: Path | None = None) -> ImageDataset:
     """Raises UserError where there is no data at `config.data`."""
     if not config.data:
-        raise UserError(f"preset '{config.preset}' needs images: give --data PATH (a folder, a zip or a packed file).")
+        raise UserError(
+            f"preset '{config.preset}' needs images: give --data PATH (a folder or an archive: docs/data.md)."
+        )
     if config.data == "drawn-faces":
         return drawn_faces(config.model.resolution, config.drawn_faces)
     conditional = config.model.num_classes != 1
@@ -64,6 +68,7 @@ def fit_to_data(config: TrainConfig, dataset: ImageDataset, num_shards: int = 1)
         )
     if guard.patience < 1 or guard.max_restarts < 0:
         raise UserError("--guard.patience must be at least 1, --guard.max-restarts not below 0.")
+    objective_options.check(config)
     if batch // parts % num_shards:
         raise UserError(
             f"--global-batch-size {batch} / --accumulation-steps {parts} must be a multiple of the {num_shards} devices"
@@ -85,5 +90,6 @@ def refuse_other_run(before: dict[str, Any], data: dict[str, Any], now: dict[str
     Raises:
         UserError: continuing would not be the same run.
     """
+    before = to_dict(TrainConfig()) | before  # an option that is newer than the checkpoint is off in it
     data_now = {"count": len(dataset), "fingerprint": dataset.fingerprint}
     run_folder.refuse_other_run(before, now, data, data_now, MAY_CHANGE, "images", WHY_NOT)

@@ -17,7 +17,7 @@ import torch
 from biggan import checkpoints
 from biggan.config import TrainConfig
 from biggan.data import ImageDataset
-from biggan.divergence import Diverged, diagnose, non_finite
+from biggan.divergence import non_finite_weights, spectral_norms
 from biggan.ema import ema_decay
 from biggan.gan import Gan, images_per_step, initial_weights
 from biggan.run_setup import refuse_other_run
@@ -25,10 +25,9 @@ from biggan.watch import Watch
 from runtime.checkpoint import BackgroundSaver, CheckpointFolder
 from runtime.config import to_dict
 from runtime.device import Device
-from runtime.errors import RunError
+from runtime.divergence import Diverged, count_restart, diagnose
 from runtime.guard import Divergence
 from runtime.randomness import derive_seed, host_generator
-from runtime.run_folder import what_is_kept
 from runtime.run_log import RunningMeans
 
 
@@ -48,7 +47,7 @@ class RunState:
         """What a run counts, as it is before the first step."""
         self.step, self.elapsed_sec, self.guarded_from = 0, 0.0, 0
         self.restarts, self.seed = 0, self.config.seed
-        self.means = RunningMeans(Gan.STEP_VALUES, self.device.put)
+        self.means = RunningMeans(self.gan.step_values, self.device.put)
         self.watch = Watch(self.config.guard, self.config.guard.best_metric or next(iter(self.config.log.metrics), ""))
 
     def start(self) -> None:
@@ -115,7 +114,7 @@ class RunState:
 
     def _copy_finite(self, tree: dict[str, Any]) -> dict[str, Any]:
         tree = self.device.to_host(tree)
-        if bad := non_finite(tree):
+        if bad := non_finite_weights(tree):
             raise Diverged(self.step, bad)
         return tree
 
@@ -138,6 +137,9 @@ class RunState:
         y = torch.randint(config.model.num_classes, ((s + 1) * a, b), generator=generator)
         rate = torch.tensor([1 - ema_decay(config.ema, step + 1)])
         dealt = [images.unflatten(0, (s * a, -1)), labels.unflatten(0, (s * a, -1)), z[:, rows], y[:, rows]]
+        if numbers := self.gan.objective.numbers:
+            augment = host_generator("augment", self.seed, step)  # a stream of its own: the rest stays what it is
+            dealt.append(torch.rand((s + 1) * a, b, 2, numbers, generator=augment)[:, rows])
         whole = [rate, *self.gan.draw_projections(generator)]
         return [self.device.put(x, batch_dim=1, local=True) for x in dealt] + [self.device.put(x) for x in whole]
 
@@ -153,15 +155,11 @@ class RunState:
             RunError: that was done too often.
         """
         networks = {name: getattr(self.gan, name).state_dict() for name in ("generator", "discriminator")}
-        networks = self.device.to_host(networks)
-        text = self.processes.from_main(lambda: diagnose(error, networks, self.folder))
+        norms = spectral_norms(self.device.to_host(networks))
+        text = self.processes.from_main(lambda: diagnose(error, norms, self.folder))
         self.processes.from_main(self.saver.wait)
-        restarts, limit = self.restarts + 1, self.config.guard.max_restarts
-        if restarts > limit:
-            raise RunError(
-                f"not finite at {text}. Gone back {self.restarts} times, as --guard.max-restarts {limit} allows. "
-                f"{what_is_kept(self.checkpoints)} Try lower learning rates or another --seed."
-            )
+        limit, advice = self.config.guard.max_restarts, "Try lower learning rates or another --seed."
+        restarts = count_restart(text, self.restarts, limit, self.checkpoints, advice)
         path = self.resume()
         if path is None:
             self.start()

@@ -19,7 +19,6 @@ import torch
 from biggan import checkpoints
 from biggan.config import TrainConfig
 from biggan.data import ImageDataset
-from biggan.divergence import Diverged
 from biggan.gan import images_per_step, steps_for
 from biggan.measuring import Measurements
 from biggan.run_setup import fit_to_data, make_folders, open_dataset
@@ -27,6 +26,7 @@ from biggan.run_state import RunState
 from runtime.checkpoint import write_atomically
 from runtime.config import to_dict
 from runtime.device import Device, open_device
+from runtime.divergence import Diverged
 from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
 from runtime.randomness import derive_seed
@@ -43,13 +43,15 @@ class Run(RunState):
         super().__init__(config, dataset, device, folder)
         self.measurements = Measurements(config, dataset, device, self.gan.ema_generator, folder)
 
-    def train_step(self, images: torch.Tensor, labels: torch.Tensor, z: torch.Tensor, y: torch.Tensor, *rest) -> None:
-        """One `Gan.step`, whose values go to `means`.
+    def train_step(self, *batch: torch.Tensor) -> None:
+        """One `Gan.step` on what `batch` returns, whose values go to `means`.
 
         Its S x A parts come as one dimension: XLA deals tensors of at most five dimensions over a mesh.
         """
-        dealt = [x.unflatten(0, (-1, self.config.accumulation_steps)) for x in (images, labels, z, y)]
-        self.means.add(self.gan.step(*dealt, *rest))
+        num_dealt = 5 if self.gan.objective.numbers else 4
+        images, labels, z, y, *more = (x.unflatten(0, (-1, self.config.accumulation_steps)) for x in batch[:num_dealt])
+        named = {"uniforms": more[0]} if more else {}
+        self.means.add(self.gan.step(images, labels, z, y, *batch[num_dealt:], **named))
 
     def train(self, stop: StopRequest) -> None:
         """Trains to `total_kimg` or until a process is asked to stop; a checkpoint is there in both cases.

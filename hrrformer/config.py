@@ -74,6 +74,13 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    max_restarts: int = option(
+        3, "times that a run goes back to its last checkpoint, with other noise, after a loss or gradient not finite"
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     task: str = option("image", "what is learned: listops, text, retrieval, image, pathfinder, pathx or malware")
     preset: str = option("single", "the preset that this run started from")
@@ -106,4 +113,5 @@ class TrainConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)

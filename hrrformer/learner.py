@@ -15,6 +15,7 @@ from hrrformer.model import SequenceClassifier
 from hrrformer.optimizer import build_optimizer, set_learning_rate
 from runtime.device import Device
 from runtime.errors import UserError
+from runtime.guard import Guard, gradient_norms
 from runtime.state import load_optimizer_by_name, load_weights, optimizer_state_by_name
 
 
@@ -66,6 +67,8 @@ class Learner:
         except ValueError as error:
             raise UserError(f"--optimizer: {error}.") from None
         self._compute = device.compile_network(objective) if config.compile else objective
+        gradients = [f"gradient of {name}" for name, _ in objective.named_parameters()]
+        self.guard = Guard({"network": ["loss", *gradients]}, device.put)
 
     def step(self, rate: Tensor, *batch: Tensor) -> dict[str, Tensor]:
         """One update of the weights. A function of its tensors alone: nothing in it reads a number from the device.
@@ -77,6 +80,9 @@ class Learner:
         Returns:
             Detached scalars by the names in STEP_VALUES, over the whole batch. The gradient's norm is the one before
             clipping.
+
+        From an update on whose loss or gradients are not finite, weights and optimizer stay as they are, until `guard`
+        is reset.
         """
         self.objective.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,13 +93,14 @@ class Learner:
             (loss / parts).backward()
             sums.append(torch.stack([loss.detach(), accuracy.detach()]))
         self.device.average_gradients(self.objective.parameters())
-        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norms = gradient_norms(self.objective)
+        norm = torch.linalg.vector_norm(norms)
         if self.config.optimizer.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(self.objective.parameters(), self.config.optimizer.clip_grad_norm, norm)
         set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
         loss, accuracy = self.device.mean(torch.stack(sums).mean(0)).unbind()
+        self.device.update(self.optimizer, self.guard.check("network", torch.cat([loss[None], norms])))
+        self.guard.end_step()
         return {"loss": loss, "accuracy": accuracy, "grad_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +114,7 @@ class Learner:
         """Raises UserError where `state` is of another architecture."""
         load_weights(self.objective, state["weights"], "network")
         load_optimizer_by_name(self.objective, self.optimizer, state["optimizer"])
+        self.guard.reset()
 
 
 def compile_by_shape(device: Device, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 
 # What may differ between a run and its continuation: no weight depends on these.
 MAY_CHANGE = {
-    *("log", "device", "compile", "out", "data", "preset", "initial_weights", "compilation_cache", "debug"),
+    *("log", "guard", "device", "compile", "out", "data", "preset", "initial_weights", "compilation_cache", "debug"),
     "accumulation_steps",
 }
 WHY_NOT = {
@@ -97,6 +97,7 @@ def _check(config: TrainConfig, num_shards: int) -> None:
     least = {
         "log": {"steps_per_tick": 1, "checkpoint_every_ticks": 1, "keep_checkpoints": 1, "validation_examples": 0},
         "optimizer": {"lr": 0, "min_lr": 0, "warmup_steps": 0, "clip_grad_norm": 0},
+        "guard": {"max_restarts": 0},
     }
     for group, fields in least.items():
         for name, bound in fields.items():

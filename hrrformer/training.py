@@ -16,92 +16,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hrrformer.checkpoints import BEST, KIND, PRETRAINED, load_encoder, read_encoder
+from hrrformer.checkpoints import BEST, PRETRAINED
 from hrrformer.config import TrainConfig
 from hrrformer.data import TaskData
-from hrrformer.evaluation import Evaluator, majority_baseline
-from hrrformer.learner import Learner, build_classifier, compile_by_shape
-from hrrformer.phases import Phase, phases_of
+from hrrformer.evaluation import majority_baseline
+from hrrformer.learner import compile_by_shape
 from hrrformer.result import FILE as RESULT
 from hrrformer.result import finish
-from hrrformer.run_setup import describe_data, fit_to_data, make_folders, open_data, refuse_other_run
-from runtime.checkpoint import BackgroundSaver, CheckpointFolder, load, write_atomically
+from hrrformer.run_setup import fit_to_data, make_folders, open_data
+from hrrformer.run_state import RunState
+from runtime.checkpoint import write_atomically
 from runtime.config import to_dict
 from runtime.device import Device, open_device
 from runtime.distributed import parts_of_batch
-from runtime.errors import RunError
+from runtime.divergence import Diverged
 from runtime.preemption import StopRequest
 from runtime.prefetch import prefetch
 from runtime.randomness import derive_seed
-from runtime.run_folder import explain_failures, what_is_kept
-from runtime.run_log import Progress, RunLog, RunningMeans
+from runtime.run_folder import explain_failures
+from runtime.run_log import Progress, RunLog
 
 PROFILED_STEPS = range(10, 13)  # counted from where the run starts or resumes: after all compilation
 COLLAPSE_AFTER = 1 / 3  # of the steps: a validation accuracy that is the majority's by then is worth a warning
 
 
-class Run:
-    """One run in its directory."""
+class Run(RunState):
+    """Trains."""
 
-    def __init__(self, config: TrainConfig, data: TaskData, device: Device, folder: Path):
-        self.config, self.data, self.device, self.folder = config, data, device, folder
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", KIND, config.log.keep_checkpoints)
-        self.processes = device.processes
-        self.saver = BackgroundSaver(self.checkpoints, self.processes.is_main, device.to_host)
-        device.seed(derive_seed("weights", config.seed))
-        self.classifier = build_classifier(config)
-        batch_size = config.batch_size // config.accumulation_steps
-        self.evaluator = Evaluator(
-            self.classifier, device, batch_size, config.length_buckets, config.precision, config.compile
-        )
-        self.phases = phases_of(config, data)
-        self.phase: Phase | None = None
-        self.step = 0
-        self.elapsed_sec = 0.0
-        self.best: dict[str, Any] | None = None  # step, accuracy and loss of the best validation
+    def __init__(self, config: TrainConfig, data: TaskData, device: Device, folder: Path) -> None:
+        super().__init__(config, data, device, folder)
         self.collapse_warned = False
-
-    def enter(self, phase: Phase) -> None:
-        """Makes the phase's objective with a new optimizer around the classifier."""
-        self.phase = phase
-        self.device.seed(derive_seed("weights", phase.name, self.config.seed))
-        objective = phase.objective(self.classifier)
-        self.device.put_network(objective, torch.contiguous_format)
-        self.learner = Learner(objective, self.config, self.device)
-        self.means = RunningMeans(Learner.STEP_VALUES, self.device.put)
-
-    def resume(self) -> Path | None:
-        """Continues from the newest whole checkpoint, if there is one.
-
-        Raises:
-            UserError: the folder belongs to a run with another configuration or other data.
-        """
-        newest = self.processes.from_main(self.checkpoints.load_newest)  # the others may not see its disk
-        if newest is None:
-            return None
-        path, tree = newest
-        refuse_other_run(tree, self.config, self.data)
-        self.enter(next(phase for phase in self.phases if phase.name == tree["phase"]))
-        self.learner.load_state_dict(tree)
-        self.step, self.elapsed_sec = tree["step"], tree["progress"]["elapsed_sec"]
-        self.means.load_state_dict(tree["progress"]["means"])
-        best = self.checkpoints.folder / BEST
-        self.best = self.processes.from_main(lambda: load(best, KIND)["validation"] if best.exists() else None)
-        return path
-
-    def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint."""
-        return {
-            "config": to_dict(self.config),
-            "phase": self.phase.name,
-            "step": self.step,
-            **self.learner.state_dict(),
-            "progress": {"elapsed_sec": self.elapsed_sec, "means": self.means.state_dict()},
-            "data": describe_data(self.data),
-        }
 
     def put(self, dealt: list[Tensor], whole: list[Tensor]) -> list[Tensor]:
         """Brings what `Phase.batches` yields to the device: the arguments of `train_step`."""
@@ -112,32 +58,47 @@ class Run:
         self.means.add(self.learner.step(rate, tokens, target, *others))
 
     def train(self, stop: StopRequest) -> None:
-        """Goes through the phases until the end or until a process is asked to stop; a checkpoint is there then."""
-        log = RunLog(self.folder, self.step, writes=self.processes.is_main)
-        for phase in self.phases:
-            if phase.first <= self.step < phase.last:  # not where the phase before it was stopped
-                if phase is not self.phase:
-                    self.enter(phase)
-                self._train_phase(log, stop)
-        self.processes.from_main(self.saver.wait)
-        log.close()
+        """Goes through the phases until the end or until a process is asked to stop; a checkpoint is there then.
 
-    def _train_phase(self, log: RunLog, stop: StopRequest) -> None:
+        Raises:
+            RunError: numbers that are not finite, too often, or a disk that is full. The newest checkpoint stays.
+        """
+        finished = False
+        while not finished:
+            with explain_failures(self.checkpoints):
+                try:
+                    self._train(stop)
+                    finished = True
+                except Diverged as error:
+                    self.go_back(error)
+
+    def _train(self, stop: StopRequest) -> None:
+        with contextlib.closing(RunLog(self.folder, self.step, writes=self.processes.is_main)) as log:
+            for phase in self.phases:
+                if phase.first <= self.step < phase.last:  # not where the phase before it was stopped
+                    if self.phase is None or phase.name != self.phase.name:
+                        self.enter(phase)
+                    with contextlib.ExitStack() as cleanup:
+                        self._train_phase(log, stop, cleanup)
+            self.processes.from_main(self.saver.wait)
+
+    def _train_phase(self, log: RunLog, stop: StopRequest, cleanup: contextlib.ExitStack) -> None:
         config, log_config, phase = self.config, self.config.log, self.phase
         epoch, is_main = phase.steps_per_epoch, self.processes.is_main
-        progress = Progress(phase.num_steps / epoch, (self.step - phase.first) / epoch, "epochs", shows=is_main)
+        bar = Progress(phase.num_steps / epoch, (self.step - phase.first) / epoch, "epochs", shows=is_main)
+        progress = cleanup.enter_context(contextlib.closing(bar))
         step_function = compile_by_shape(self.device, self.train_step)
         tick_start, tick_step, saved_step = time.monotonic(), self.step, None
         unread = None  # writes the tick whose means the device is still computing
-        first_step, profile = self.step, contextlib.ExitStack()
+        first_step, profile = self.step, cleanup.enter_context(contextlib.ExitStack())
         noise_stream = self.processes.index if parts_of_batch() > 1 else 0  # one program has one noise
-        batches = prefetch(phase.batches(self.step, self.device))
+        batches = cleanup.enter_context(contextlib.closing(prefetch(phase.batches(self.step, self.device))))
         for batch in batches:
             if self.processes.any(stop.requested):
                 break
             if config.debug.profile and self.step == first_step + PROFILED_STEPS.start:
                 profile.enter_context(self.device.profile(self.folder / "tensorboard"))
-            self.device.seed(derive_seed("step", config.seed, self.step, noise_stream))
+            self.device.seed(derive_seed("step", self.seed, self.step, noise_stream))
             step_function(*self.put(*batch))
             self.step += 1
             progress.advance(1 / epoch)
@@ -164,29 +125,26 @@ class Run:
                 if last and phase.name == "pretrain":
                     self.saver.save_as(PRETRAINED, self.state_dict())
                 tick_start, tick_step = time.monotonic(), self.step
-        batches.close()
-        profile.close()
         if unread:
             unread()
         if saved_step != self.step < phase.last:
             self.elapsed_sec += time.monotonic() - tick_start
-            self._refuse_non_finite({n: float(x) for n, x in self.means.state_dict()["sums"].items()}, self.step + 1)
             log.sync()
             self.saver.save(self.step, self.state_dict())
-        progress.close()
 
     def _tick_writer(self, log: RunLog, progress: Progress, tick: int, sec_per_step: float) -> Callable[..., None]:
         """A function that waits for the means of the tick that ends now and writes them, and what its argument returns.
 
         Raises:
-            RunError: from that function, where a mean is not finite.
+            Diverged: from that function, where an update was not finite.
         """
         step, read, described = self.step, self.means.take(), self._describe_tick(tick, sec_per_step)
+        divergence = self.learner.guard.reader()
         seconds_left = None if progress.terminal else (self.phase.last - step) * sec_per_step  # the bar shows its own
 
         def write(further: Callable[[], dict[str, float]] = dict) -> None:
             means = read()
-            self._refuse_non_finite(means, step)
+            self.refuse_divergence(divergence)
             values = described | means | further()
             log.write(step, values)
             progress.tick(_tick_text(values, seconds_left))
@@ -206,16 +164,8 @@ class Run:
             "elapsed_sec": self.elapsed_sec,
             "lr": phase.rate(self.step - 1),
             "peak_memory_gib": self.device.peak_memory_gib(),
+            "restarts": self.restarts,
         }
-
-    def _refuse_non_finite(self, values: dict[str, float], step: int) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            self.saver.wait()
-            raise RunError(
-                f"{', '.join(bad)} became infinite or NaN before step {step}. {what_is_kept(self.checkpoints)} "
-                "Try a lower --optimizer.lr, --optimizer.clip-grad-norm 1 or another --seed."
-            )
 
     def _validate(self) -> dict[str, float]:
         """Measures the validation split; keeps the weights if none before were better."""
@@ -259,8 +209,7 @@ def train(config: TrainConfig) -> tuple[Run, dict[str, Any] | None]:
     with StopRequest() as stop:
         resumed = run.resume()
         if not resumed and config.initial_weights:
-            encoder = processes.from_main(lambda: read_encoder(config.initial_weights, config.task))
-            load_encoder(run.classifier, encoder)
+            run.start()
         if processes.is_main:
             for leftover in () if resumed else (run.checkpoints.folder / BEST, folder / RESULT):
                 leftover.unlink(missing_ok=True)  # of a run whose other checkpoints were thrown away
@@ -270,8 +219,7 @@ def train(config: TrainConfig) -> tuple[Run, dict[str, Any] | None]:
         print(introduction(run))
         if resumed:
             print(f"resuming from {resumed} at step {run.step:,}")
-        with explain_failures(run.checkpoints):
-            run.train(stop)
+        run.train(stop)
         if run.step < run.phases[-1].last:
             return run, None
         return run, finish(folder, run.step, data, run.evaluator, processes)

@@ -5,7 +5,7 @@
 trains a narrow network for each of `runs` (the options of `train`, and `float64`) and writes to OUT, by the name of the
 run, what `train` returns. With `"features_of": N`, also the features that a randomly initialised FID network has of N
 batches; with `"layers": true`, what `attention` returns; with `"evaluate": true`, what `evaluation` returns; with
-`"fallbacks_of": [PRESET, ...]`, what `fallbacks` returns.
+`"fallbacks_of": [PRESET, ...]`, what `fallbacks` returns, with `"changes"` of their configurations.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import attention.smyrf.functional as smyrf_functional
 from attention import HRRSelfAttention, MultiHeadAttention
-from biggan.config import AttentionConfig
+from biggan.config import AttentionConfig, TrainConfig
 from biggan.data import drawn_faces
 from biggan.metrics.evaluator import evaluate as evaluate_images
 from biggan.metrics.features import FeatureExtractor
@@ -28,6 +28,7 @@ from biggan.presets import get_preset, smyrf
 from biggan.run_setup import fit_to_data
 from biggan.training import Run
 from runtime.checkpoint import checksum
+from runtime.config import from_dict, to_dict
 from runtime.device import open_device
 from runtime.randomness import derive_seed
 
@@ -68,6 +69,11 @@ def narrow(name, shrink=1):
     )
 
 
+def changed(config, changes):
+    """The configuration with other values, of which those of a section are plain dicts and lists too."""
+    return from_dict(TrainConfig, to_dict(config) | changes)
+
+
 def train(device, folder, narrowed="", steps=3, record=3, samples=0, epsilon=None, **changes):
     """Trains `demo`, or half the resolution of the preset `narrowed`, and goes through a checkpoint after step
     `record`; `epsilon` is Adam's.
@@ -77,7 +83,7 @@ def train(device, folder, narrowed="", steps=3, record=3, samples=0, epsilon=Non
         then and the hash clusters in its last network calls; `images` drawn at the end, as many as `samples`;
         `counters` of torch-xla before and after each step, and `counters_of_images`.
     """
-    config = replace(narrow(narrowed, shrink=2) if narrowed else demo(), **changes)
+    config = changed(narrow(narrowed, shrink=2) if narrowed else demo(), changes)
     if epsilon:
         config = replace(config, optimizer=replace(config.optimizer, epsilon=epsilon))
     run = build(config, device, folder)
@@ -150,12 +156,12 @@ def remembered_clusters():
     smyrf_functional.cluster_orders = original
 
 
-def fallbacks(device, folder, names):
-    """By preset, the operations of its step that torch-xla leaves to the host.
+def fallbacks(device, folder, names, changes):
+    """By preset, with `changes`, the operations of its step that torch-xla leaves to the host.
 
     The step is traced and written as a program, narrow but at its own resolution, and neither compiled nor run.
     """
-    runs = {name: build(narrow(name), device, folder) for name in names}
+    runs = {name: build(changed(narrow(name), changes), device, folder) for name in names}
     batches = {name: run.batch(0) for name, run in runs.items()}
     before, found = counters_of(device), {}
     for name, run in runs.items():
@@ -228,7 +234,7 @@ def evaluation(device, folder):
     return [dict(evaluate_images(fake.split(9), 23, dataset, ["fid", "kid", "swd"], **options)) for _ in range(2)]
 
 
-def main(out, device, runs=None, features_of=0, layers=False, evaluate=False, fallbacks_of=()):
+def main(out, device, runs=None, features_of=0, layers=False, evaluate=False, fallbacks_of=(), changes=None):
     device, found = open_device(device), {}
     for name, options in (runs or {}).items():
         in_float64 = options.pop("float64", False)
@@ -243,7 +249,7 @@ def main(out, device, runs=None, features_of=0, layers=False, evaluate=False, fa
     if evaluate:
         found["evaluation"] = evaluation(device, Path(out).parent)
     if fallbacks_of:
-        found["fallbacks"] = fallbacks(device, Path(out).parent, fallbacks_of)
+        found["fallbacks"] = fallbacks(device, Path(out).parent, fallbacks_of, changes or {})
     if device.processes.is_main:
         torch.save(found, out)
 

@@ -13,6 +13,8 @@ from biggan.losses import (
     hinge_generator_loss,
     nonsaturating_discriminator_loss,
     nonsaturating_generator_loss,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
 )
 
 
@@ -31,6 +33,18 @@ def test_nonsaturating_losses_are_cross_entropies():
     torch.testing.assert_close(loss_fake, -(1 - fake.sigmoid()).log().mean())
     torch.testing.assert_close(nonsaturating_generator_loss(fake), -fake.sigmoid().log().mean())
     assert math.isclose(nonsaturating_generator_loss(torch.tensor([[-1e4]])).item(), 1e4)
+
+
+def test_relativistic_losses_see_only_differences_of_pairs():
+    real, fake = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    loss = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(3))) / 2
+    for constant in (0.0, 5.0):
+        halves = relativistic_discriminator_loss(real + constant, fake + constant)
+        torch.testing.assert_close(torch.stack(halves), torch.full((2,), loss / 2))
+        expected = (math.log1p(math.exp(0.5)) + math.log1p(math.exp(-3))) / 2
+        torch.testing.assert_close(
+            relativistic_generator_loss(fake + constant, real + constant), torch.tensor(expected)
+        )
 
 
 def test_orthogonal_gradient_is_that_of_the_penalty():

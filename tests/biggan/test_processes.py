@@ -15,12 +15,23 @@ from launch import ROOT, environment, run_processes, start_processes
 from PIL import Image
 
 from biggan.data import ImageDataset, open_images
+from runtime.config import to_dict
 from runtime.device import Device
 from runtime.distributed import Processes
 
 RUNS = {
     "exact": {"float64": True, "steps": 5, "record": 5, "samples": 6, "d_steps_per_g_step": 2, "accumulation_steps": 2},
     "float32": {"checkpoint_activations": "blocks", "record": 3},
+    "regularised": {
+        "float64": True,
+        "accumulation_steps": 2,
+        "loss": {"name": "relativistic", "r1": 1, "r2": 1, "consistency_real": 1, "consistency_fake": 1, "lecam": 0.1},
+        "augment": {"policy": ["color", "translation", "cutout", "scale"], "target": 0.1, "kimg": 0.05},
+        "d_steps_per_g_step": 2,
+        # Without attention in the discriminator: cutout and shifts leave patches of equal tokens, whose order in a hash
+        # round, and whose largest in a pooling, only rounding decides.
+        "attention": {**to_dict(gan_program.demo().attention), "discriminator_resolutions": ()},
+    },
 }
 TRAIN = (
     *("-m", "biggan", "train", "--preset", "demo", "--drawn-faces", "24", "--global-batch-size", "4"),
@@ -53,6 +64,20 @@ def test_two_processes_train_as_one(one, two):
             assert error <= 1e-8, (network, name, error)
     assert two["exact"]["values"] == pytest.approx(one["exact"]["values"], rel=1e-8)
     assert two["float32"]["values"] == pytest.approx(one["float32"]["values"], rel=1e-3)
+
+
+def test_two_processes_augment_and_remember_as_one(one, two):
+    """The probability of augmentation and the means of logits come from the whole batch."""
+    one, two = one["regularised"], two["regularised"]
+    assert 0.5 < one["state"]["objective"]["augmentation"]["probability"] <= 1
+    for network in ("generator", "discriminator"):
+        for name, tensor in one["state"][network].items():
+            error = (two["state"][network][name] - tensor).abs().max() / tensor.abs().max()
+            assert error <= 1e-8, (network, name, error)
+    assert two["values"] == pytest.approx(one["values"], rel=1e-8)
+    for name, values in one["state"]["objective"].items():
+        for key, value in values.items():
+            torch.testing.assert_close(two["state"]["objective"][name][key], value, rtol=1e-8, atol=0)
 
 
 def test_two_processes_draw_and_measure_the_images_of_one(one, two):

@@ -10,8 +10,9 @@ import torch
 from tiny_hrrformer import draw_noise, pack, tiny_image_config, tiny_text_config
 
 from hrrformer import checkpoints
+from hrrformer.config import GuardConfig
 from hrrformer.learner import Learner
-from hrrformer.training import train
+from hrrformer.training import Run, train
 from runtime.checkpoint import load
 from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
@@ -207,10 +208,55 @@ def test_options_train(tiny_config, changes):
     assert {value.dtype for value in state_of(config)["weights"].values()} == {torch.float32}
 
 
-def test_divergence_ends_the_run_with_a_diagnosis(tiny_config):
-    config = replace(tiny_config, optimizer=replace(tiny_config.optimizer, lr=float("inf")))
-    with pytest.raises(RunError, match="became infinite or NaN"):
+@pytest.fixture
+def spoil(monkeypatch):
+    """Call it with a condition: where it holds for a run, at its present step, a weight is NaN."""
+
+    def install(condition):
+        train_step = Run.train_step
+
+        def spoiled(self, *batch):
+            if condition(self):
+                weight = self.classifier.token_embedding.weight
+                kept = weight.detach().clone()
+                weight.data.fill_(math.nan)
+                train_step(self, *batch)
+                weight.data.copy_(kept)
+            else:
+                train_step(self, *batch)
+
+        monkeypatch.setattr(Run, "train_step", spoiled)
+
+    return install
+
+
+def test_weights_that_are_not_finite_end_the_run_with_a_diagnosis_and_are_never_saved(tiny_config):
+    optimizer = replace(tiny_config.optimizer, lr=float("inf"))
+    config = replace(tiny_config, optimizer=optimizer, guard=GuardConfig(max_restarts=1))
+    expected = r"not finite at step \d+: .*Gone back 1 times.*No checkpoint was written"
+    with pytest.warns(UserWarning, match="Back to the start"), pytest.raises(RunError, match=expected):
         train(config)
+    assert not list(Path(config.out).glob("checkpoints/*.pt"))
+
+
+@pytest.mark.parametrize(("bad_step", "pretrain_epochs"), [(0, 0), (3, 0), (1, 0.5), (15, 0.5)])
+def test_a_run_goes_back_with_other_noise_and_on(tiny_config, spoil, monkeypatch, tmp_path, bad_step, pretrain_epochs):
+    """From before there is a checkpoint and after it, in a pretraining and after it; and resumes as if not stopped."""
+    spoil(lambda run: run.step == bad_step and run.restarts == 0)
+    log = replace(tiny_config.log, steps_per_tick=2, checkpoint_every_ticks=1)
+    config = replace(tiny_config, pretrain_epochs=pretrain_epochs, max_steps=6, log=log)
+    with pytest.warns(UserWarning, match=rf"not finite at step {bad_step + 1}: loss is nan.*time 1 of 3"):
+        run, result = train(config)
+    assert run.restarts == 1 and math.isfinite(result["test_loss"])
+    assert [line["step"] for line in ticks(config)] == sorted({line["step"] for line in ticks(config)})
+    found = json.loads((Path(config.out) / f"diagnosis-{bad_step + 1:08d}.json").read_text())
+    assert found["not_finite"]["loss"] == "nan" and found["spectral_norms"]
+    stopped = replace(config, out=str(tmp_path / "stopped"))
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="not finite"):
+        stop_after(patch, bad_step // 2 * 2 + 3)
+        assert train(stopped)[1] is None
+    train(stopped)
+    assert_same_state(state_of(config), state_of(stopped))
 
 
 def test_a_collapsed_run_says_so_once(tiny_config, tmp_path):
