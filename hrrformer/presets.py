@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hrrformer import arena_presets as arena
+from hrrformer import small_presets as small
 from hrrformer.config import LogConfig, ModelConfig, OptimizerConfig, TrainConfig
 from runtime.errors import UserError
 
@@ -281,10 +282,22 @@ def _with_layers(base: TrainConfig, num_layers: int) -> TrainConfig:
 
 
 PRESETS: dict[str, dict[str, Callable[[], TrainConfig]]] = {
-    "listops": {"single": listops_single, "full": listops_full, "demo": listops_demo, "arena": arena.listops},
-    "text": {"single": text_single, "full": text_full, "arena": arena.text},
+    "listops": {
+        "single": listops_single,
+        "full": listops_full,
+        "demo": listops_demo,
+        "arena": arena.listops,
+        "small": small.listops,
+    },
+    "text": {"single": text_single, "full": text_full, "arena": arena.text, "small": small.text},
     "retrieval": {"single": retrieval_single, "full": retrieval_full, "arena": arena.retrieval},
-    "image": {"single": image_single, "full": image_full, "demo": image_demo, "arena": arena.image},
+    "image": {
+        "single": image_single,
+        "full": image_full,
+        "demo": image_demo,
+        "arena": arena.image,
+        "small": small.image,
+    },
     "pathfinder": {"single": pathfinder_single, "full": pathfinder_full, "arena": arena.pathfinder},
     "pathx": {"single": pathx_single},
     "malware": {"single": malware_single},
