@@ -12,10 +12,10 @@ def frechet_distance(
 ) -> float:
     """`|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½)`, in float64.
 
-    With any `S1 = R Rᵀ`, the eigenvalues of `S1 S2` that are not 0 are those of the symmetric `Rᵀ S2 R`; the trace of
-    the root is the sum of their square roots. R is the Cholesky factor, or, of a covariance without full rank (fewer
-    samples than dimensions), eigenvectors times the roots of eigenvalues. Eigenvalues at the level of rounding are
-    dropped: their square roots would be far above it.
+    With any roots `S1 = R1 R1ᵀ`, `S2 = R2 R2ᵀ` the trace of the root is the sum of the singular values of `R1ᵀ R2`.
+    (Those of `R1ᵀ S2 R1` are their squares, so that the many small ones would drown in rounding: 3% of a FID of 0.06.)
+    R is the Cholesky factor, or, of a covariance without full rank (fewer samples than dimensions), eigenvectors times
+    the roots of eigenvalues.
 
     Args:
         mean1, mean2: (dim,).  cov1, cov2: (dim, dim), symmetric positive semi-definite.
@@ -38,20 +38,14 @@ class FrechetReference:
 
     def __init__(self, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> None:
         self.mean, covariance = _checked(mean, covariance)
-        self._root, is_singular = torch.linalg.cholesky_ex(covariance)  # a tenth of the time of eigenvectors
-        if is_singular:
-            values, vectors = torch.linalg.eigh(covariance)
-            kept = values > _rounding_level(values)
-            self._root = vectors[:, kept] * values[kept].sqrt()  # (dim, rank)
-        self._trace = covariance.trace()
+        self._root, self._trace = _root(covariance), covariance.trace()
 
     def distance(self, mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> float:
         """The distance to another Gaussian of the same dim; see `frechet_distance`."""
         mean, covariance = _checked(mean, covariance)
         if mean.shape != self.mean.shape:
             raise ValueError(f"expected Gaussians of one dim, got {len(self.mean)} and {len(mean)}")
-        inner = torch.linalg.eigvalsh(self._root.T @ covariance @ self._root)  # (rank,), those of S1 S2 that are not 0
-        trace_root = inner[inner > _rounding_level(inner)].sqrt().sum()
+        trace_root = torch.linalg.svdvals(self._root.T @ _root(covariance)).sum()
         shift = (self.mean - mean).square().sum()
         return (shift + self._trace + covariance.trace() - 2 * trace_root).item()
 
@@ -66,8 +60,12 @@ def _checked(mean: Tensor | np.ndarray, covariance: Tensor | np.ndarray) -> tupl
     return mean, covariance
 
 
-def _rounding_level(eigenvalues: Tensor) -> float:
-    """Eigenvalues of a symmetric matrix below this cannot be told from 0 (the rule of `numpy.linalg.matrix_rank`)."""
-    if eigenvalues.numel() == 0:
-        return 0.0
-    return eigenvalues.abs().max().item() * eigenvalues.numel() * torch.finfo(torch.float64).eps
+def _root(covariance: Tensor) -> Tensor:
+    """R (dim, rank) with `covariance = R Rᵀ`."""
+    root, is_singular = torch.linalg.cholesky_ex(covariance)  # a tenth of the time of eigenvectors
+    if not is_singular:
+        return root
+    values, vectors = torch.linalg.eigh(covariance)
+    # Below this a value cannot be told from 0 (the rule of `numpy.linalg.matrix_rank`).
+    kept = values > values.abs().max() * len(values) * torch.finfo(torch.float64).eps
+    return vectors[:, kept] * values[kept].sqrt()

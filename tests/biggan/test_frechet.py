@@ -68,3 +68,17 @@ def test_wrong_arguments_raise() -> None:
         frechet_distance(np.zeros(3), np.eye(3), np.zeros(4), np.eye(4))
     with pytest.raises(ValueError, match="not finite"):
         frechet_distance(np.zeros(3), np.eye(3), np.full(3, np.nan), np.eye(3))
+
+
+def test_many_small_eigenvalues_are_not_lost_in_rounding():
+    """Fewer samples than dimensions and a steep spectrum, as features have; truth from the samples themselves."""
+    rng, count, dim = np.random.default_rng(0), 200, 256
+    scale = np.geomspace(1, 1e-9, dim)
+    samples = [rng.standard_normal((count, dim)) * scale for _ in range(2)]
+    first, second = (x - x.mean(0) for x in samples)
+    # tr (S1 S2)^1/2 is the nuclear norm of the product of the centred samples: no root is taken, no rank is lost.
+    trace_root = np.linalg.svd(first @ second.T, compute_uv=False).sum() / (count - 1)
+    traces = (np.square(first).sum() + np.square(second).sum()) / (count - 1)
+    expected = np.square(samples[0].mean(0) - samples[1].mean(0)).sum() + traces - 2 * trace_root
+    moments = [part for x in samples for part in (x.mean(0), np.cov(x, rowvar=False))]
+    assert frechet_distance(*moments) == pytest.approx(expected, rel=1e-6)
