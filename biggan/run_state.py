@@ -7,8 +7,6 @@ whose numbers are not finite goes back to its newest checkpoint, and on from the
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,15 @@ from biggan.watch import Watch
 from runtime.checkpoint import BackgroundSaver, CheckpointFolder
 from runtime.config import to_dict
 from runtime.device import Device
-from runtime.divergence import Diverged, count_restart, diagnose
-from runtime.guard import Divergence
+from runtime.divergence import Diverged, GoesBack
 from runtime.randomness import derive_seed, host_generator
 from runtime.run_log import RunningMeans
 
 
-class RunState:
+class RunState(GoesBack):
     """One run in its directory, at some step."""
+
+    advice = "Try lower learning rates or another --seed."
 
     def __init__(self, config: TrainConfig, dataset: ImageDataset, device: Device, folder: Path):
         self.config, self.dataset, self.device, self.folder = config, dataset, device, folder
@@ -143,31 +142,6 @@ class RunState:
         whole = [rate, *self.gan.draw_projections(generator)]
         return [self.device.put(x, batch_dim=1, local=True) for x in dealt] + [self.device.put(x) for x in whole]
 
-    def refuse_divergence(self, read: Callable[[], Divergence | None]) -> None:
-        """Raises Diverged where a reader of the guard, from this step or one before it, says so."""
-        if found := read():
-            raise Diverged(self.guarded_from + found.steps + 1, found.values)
-
-    def go_back(self, error: Diverged) -> None:
-        """To the newest checkpoint, or to the start, and on from there with other noise and another data order.
-
-        Raises:
-            RunError: that was done too often.
-        """
+    def spectral_norms(self) -> dict[str, float]:
         networks = {name: getattr(self.gan, name).state_dict() for name in ("generator", "discriminator")}
-        norms = spectral_norms(self.device.to_host(networks))
-        text = self.processes.from_main(lambda: diagnose(error, norms, self.folder))
-        self.processes.from_main(self.saver.wait)
-        limit, advice = self.config.guard.max_restarts, "Try lower learning rates or another --seed."
-        restarts = count_restart(text, self.restarts, limit, self.checkpoints, advice)
-        path = self.resume()
-        if path is None:
-            self.start()
-        self._count_restarts(restarts)
-        if self.processes.is_main:
-            where = path or "the start"
-            warnings.warn(f"not finite at {text}. Back to {where}, time {restarts} of {limit}.", stacklevel=2)
-
-    def _count_restarts(self, restarts: int) -> None:
-        self.restarts = restarts
-        self.seed = derive_seed("restart", self.config.seed, restarts) if restarts else self.config.seed
+        return spectral_norms(self.device.to_host(networks))

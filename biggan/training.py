@@ -26,11 +26,10 @@ from biggan.run_state import RunState
 from runtime.checkpoint import write_atomically
 from runtime.config import to_dict
 from runtime.device import Device, open_device
-from runtime.divergence import Diverged
 from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
 from runtime.randomness import derive_seed
-from runtime.run_folder import explain_failures, what_is_kept
+from runtime.run_folder import what_is_kept
 from runtime.run_log import Progress, RunLog
 
 PROFILED_STEPS = range(10, 13)  # counted from where the run starts or resumes: after all compilation
@@ -53,23 +52,14 @@ class Run(RunState):
         named = {"uniforms": more[0]} if more else {}
         self.means.add(self.gan.step(images, labels, z, y, *batch[num_dealt:], **named))
 
-    def train(self, stop: StopRequest) -> None:
-        """Trains to `total_kimg` or until a process is asked to stop; a checkpoint is there in both cases.
+    def _train(self, stop: StopRequest) -> None:
+        """Trains to `total_kimg`, or until a process is asked to stop.
 
         Raises:
-            RunError: numbers that are not finite, too often; signs of collapse, where these are to stop the run; a disk
-                that is full, or images that cannot be read any more. The newest checkpoint stays.
+            Diverged: numbers that are not finite.
+            RunError: signs of collapse, where these are to stop the run.
+            OSError: a disk that is full, or images that cannot be read any more.
         """
-        finished = False
-        while not finished:
-            with explain_failures(self.checkpoints):
-                try:
-                    self._train(stop)
-                    finished = True
-                except Diverged as error:
-                    self.go_back(error)
-
-    def _train(self, stop: StopRequest) -> None:
         config, log_config = self.config, self.config.log
         total_steps, steps_per_tick = steps_for(config, config.total_kimg), steps_for(config, log_config.kimg_per_tick)
         kimg_per_step = images_per_step(config) / 1000

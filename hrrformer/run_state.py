@@ -6,8 +6,6 @@ finite goes back to its newest checkpoint, and on from there with another seed.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,16 @@ from hrrformer.run_setup import describe_data, refuse_other_run
 from runtime.checkpoint import BackgroundSaver, CheckpointFolder, load
 from runtime.config import to_dict
 from runtime.device import Device
-from runtime.divergence import Diverged, count_restart, diagnose, non_finite
-from runtime.guard import Divergence
+from runtime.divergence import Diverged, GoesBack, non_finite
 from runtime.randomness import derive_seed
 from runtime.run_log import RunningMeans
 from runtime.state import load_weights
 
 
-class RunState:
+class RunState(GoesBack):
     """One run in its directory, at some step."""
+
+    advice = "Try a lower --optimizer.lr, --optimizer.clip-grad-norm 1 or another --seed."
 
     def __init__(self, config: TrainConfig, data: TaskData, device: Device, folder: Path) -> None:
         self.config, self.data, self.device, self.folder = config, data, device, folder
@@ -116,42 +115,14 @@ class RunState:
             raise Diverged(self.step, bad)
         return tree
 
-    def refuse_divergence(self, read: Callable[[], Divergence | None]) -> None:
-        """Raises Diverged where a reader of the guard, from this step or one before it, says so."""
-        if found := read():
-            raise Diverged(self.guarded_from + found.steps + 1, found.values)
-
-    def go_back(self, error: Diverged) -> None:
-        """To the newest checkpoint, or to the start, and on from there with other noise and another data order.
-
-        Raises:
-            RunError: that was done too often.
-        """
-        norms = spectral_norms(self.device.to_host(self.learner.objective.state_dict()))
-        text = self.processes.from_main(lambda: diagnose(error, norms, self.folder))
-        self.processes.from_main(self.saver.wait)
-        limit = self.config.guard.max_restarts
-        advice = "Try a lower --optimizer.lr, --optimizer.clip-grad-norm 1 or another --seed."
-        restarts = count_restart(text, self.restarts, limit, self.checkpoints, advice)
-        path = self.resume()
-        if path is None:
-            self.start()
-        self._count_restarts(restarts)
-        if path is not None:
-            self.phase = next(phase for phase in self.phases if phase.name == self.phase.name)
-        if self.processes.is_main:
-            where = path or "the start"
-            warnings.warn(f"not finite at {text}. Back to {where}, time {restarts} of {limit}.", stacklevel=2)
+    def spectral_norms(self) -> dict[str, float]:
+        """Of the weight matrices whose entries are finite."""
+        state = self.device.to_host(self.learner.objective.state_dict()).items()
+        return {name: float(torch.linalg.matrix_norm(x, 2)) for name, x in state if x.ndim == 2 and x.isfinite().all()}
 
     def _count_restarts(self, restarts: int) -> None:
         """Batches, dropout and hidden tokens follow from `seed`; the length of a phase does not."""
-        self.restarts = restarts
-        self.seed = derive_seed("restart", self.config.seed, restarts) if restarts else self.config.seed
+        super()._count_restarts(restarts)
         self.phases = phases_of(replace(self.config, seed=self.seed), self.data)
-
-
-def spectral_norms(state: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Of the weight matrices, on the host, whose entries are finite."""
-    return {
-        name: float(torch.linalg.matrix_norm(x, 2)) for name, x in state.items() if x.ndim == 2 and x.isfinite().all()
-    }
+        if self.phase:
+            self.phase = next(phase for phase in self.phases if phase.name == self.phase.name)

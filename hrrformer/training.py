@@ -31,11 +31,9 @@ from runtime.checkpoint import write_atomically
 from runtime.config import to_dict
 from runtime.device import Device, open_device
 from runtime.distributed import parts_of_batch
-from runtime.divergence import Diverged
 from runtime.preemption import StopRequest
 from runtime.prefetch import prefetch
 from runtime.randomness import derive_seed
-from runtime.run_folder import explain_failures
 from runtime.run_log import Progress, RunLog
 
 PROFILED_STEPS = range(10, 13)  # counted from where the run starts or resumes: after all compilation
@@ -57,22 +55,8 @@ class Run(RunState):
         """One `Learner.step`, whose values go to `means`."""
         self.means.add(self.learner.step(rate, tokens, target, *others))
 
-    def train(self, stop: StopRequest) -> None:
-        """Goes through the phases until the end or until a process is asked to stop; a checkpoint is there then.
-
-        Raises:
-            RunError: numbers that are not finite, too often, or a disk that is full. The newest checkpoint stays.
-        """
-        finished = False
-        while not finished:
-            with explain_failures(self.checkpoints):
-                try:
-                    self._train(stop)
-                    finished = True
-                except Diverged as error:
-                    self.go_back(error)
-
     def _train(self, stop: StopRequest) -> None:
+        """Goes through the phases, until the end or until a process is asked to stop; raises Diverged."""
         with contextlib.closing(RunLog(self.folder, self.step, writes=self.processes.is_main)) as log:
             for phase in self.phases:
                 if phase.first <= self.step < phase.last:  # not where the phase before it was stopped

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -38,9 +36,9 @@ from biggan.metrics.inception_weights import load_inception
 from biggan.metrics.kid import default_subset_size, kernel_distances
 from biggan.metrics.moments import Moments
 from biggan.metrics.prdc import precision_recall_density_coverage
-from runtime.errors import RunError, UserError
+from runtime.errors import UserError
 from runtime.progress import track
-from tools.benchmarking import describe_machine, write_json
+from tools.benchmarking import Worker, describe_machine, write_json
 from tools.evaluation_tools import MAX_IMAGES, SIDES, TOOLS
 
 CHUNK = 50
@@ -58,30 +56,16 @@ NAMES = {  # torch-fidelity's name -> ours, and the most they may differ
 }
 
 
-class Worker:
-    """The process of one tool."""
+class Tool(Worker):
+    """The process of one tool, and the features that it has left in `work`."""
 
     def __init__(self, name: str, python: str, work: Path) -> None:
-        root = Path(__file__).parents[1]
-        command = [python, root / "tools" / "evaluation_tools.py", name, work]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=environment, **pipes)
-        self.name, self.work = name, work
-
-    def ask(self, *order: str | int | Path) -> dict[str, float]:
-        print(*order, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            raise RunError(f"the process of {self.name!r} ended; its own message is above")
-        return json.loads(line)
+        super().__init__(name, python, "evaluation_tools.py", work, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        self.work = work
 
     def has(self, side: str, first: int, last: int) -> bool:
         path = self.work / f"{self.name}-{side}.npy"
         return path.exists() and not np.isnan(np.load(path, mmap_mode="r")[first:last]).any()
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def prepare(work: Path, data: Path, num: int) -> None:
@@ -129,7 +113,7 @@ def _drawn(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def extract_all(workers: Sequence[Worker], num: int) -> None:
+def extract_all(workers: Sequence[Tool], num: int) -> None:
     chunks = [(side, first, min(first + CHUNK, num)) for first in range(0, num, CHUNK) for side in SIDES]
     for chunk in track(chunks, len(chunks), f"features, chunks of {CHUNK} images"):
         for worker in workers:
@@ -165,7 +149,7 @@ def compare(theirs: dict[str, float], ours: dict[str, float]) -> dict[str, dict[
     return found
 
 
-def time_features(workers: Sequence[Worker], rounds: int) -> dict[str, Any]:
+def time_features(workers: Sequence[Tool], rounds: int) -> dict[str, Any]:
     """Processor seconds an image, and how many times as fast the last one is, by the median over rounds."""
     for worker in workers:
         worker.ask("time", "generated", 0, WARM_UP_IMAGES)
@@ -182,7 +166,7 @@ def time_features(workers: Sequence[Worker], rounds: int) -> dict[str, Any]:
     return {"cpu_sec_per_image": per_image, "times_as_fast_as": {k: round(v, 3) for k, v in ratios.items()}}
 
 
-def time_frechet(workers: dict[str, Worker], work: Path, dim: int = 2048) -> dict[str, Any]:
+def time_frechet(workers: dict[str, Tool], work: Path, dim: int = 2048) -> dict[str, Any]:
     """One Fréchet distance of full rank, by scipy's sqrtm in pytorch-fid and by two eigendecompositions."""
     random, moments = np.random.RandomState(0), {}
     for side in (1, 2):
@@ -205,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--num takes {2 * CHUNK} to {MAX_IMAGES}")
     prepare(args.work, args.data, args.num)
     pythons = {name: args.python if name in THEIRS else sys.executable for name in TOOLS}
-    workers = {name: Worker(name, python, args.work) for name, python in pythons.items()}
+    workers = {name: Tool(name, python, args.work) for name, python in pythons.items()}
     record: dict[str, Any] = {"num": args.num, "machine": describe_machine(1)}
     record["features"] = time_features([workers[name] for name in TIMED], args.rounds)
     record["frechet"] = time_frechet(workers, args.work)

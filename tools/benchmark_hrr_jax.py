@@ -13,9 +13,7 @@ resident size grow with the number of tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -28,33 +26,16 @@ from runtime.cli import CommandParser, run_command  # isort: skip: before torch,
 import numpy as np
 
 from runtime.errors import RunError, UserError
-from tools.benchmarking import describe_machine, write_json
+from tools.benchmarking import Worker, describe_machine, write_json
 from tools.hrr_layers import LAYERS, PASSES
 
 TOLERANCE = 1e-4  # of the largest entry: two orders of summation in float32
 
 
-class Worker:
+def start_worker(name: str, args: argparse.Namespace) -> Worker:
     """The process of one layer."""
-
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
-        root = Path(__file__).parents[1]
-        python = args.jax_python if name == "jax" else sys.executable
-        command = [python, root / "tools" / "hrr_layers.py", name, *map(str, (args.threads, args.dim, args.heads))]
-        environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=environment, **pipes)
-        self.name = name
-
-    def ask(self, command: str, passes: str, tokens: int, path: str = "-") -> dict[str, float]:
-        print(command, passes, tokens, path, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            raise RunError(f"the process of {self.name!r} ended; its own message is above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+    python = args.jax_python if name == "jax" else sys.executable
+    return Worker(name, python, "hrr_layers.py", args.threads, args.dim, args.heads, JAX_PLATFORMS="cpu")
 
 
 def jax_versions(python: str) -> dict[str, str]:
@@ -113,7 +94,7 @@ def measure_growth(args: argparse.Namespace) -> list[dict[str, float]]:
     """Time and memory of our layer, forward and backward, with exponents from the first length to each other."""
     rows = []
     for tokens in args.growth:
-        worker = Worker("ours", args)
+        worker = start_worker("ours", args)
         row = {"tokens": tokens, "peak_growth_mb": round(worker.ask("peak", "fb", tokens)["megabytes"], 1)}
         times = [worker.ask("time", "fb", tokens) for _ in range(args.repeats if tokens <= 1 << 18 else 3)]
         worker.close()
@@ -157,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     record |= {name: getattr(args, name) for name in ("dim", "heads", "repeats")} | {"results": []}
     if "jax" in names:
         record["machine"] |= jax_versions(args.jax_python)
-    workers = {name: Worker(name, args) for name in names}
+    workers = {name: start_worker(name, args) for name in names}
     for tokens in args.tokens:
         errors = check(workers, tokens)
         for passes in args.passes:

@@ -11,10 +11,7 @@ must agree, from the same weights and tokens, without dropout.
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,32 +22,9 @@ import numpy as np
 from runtime.cli import CommandParser, run_command
 from runtime.errors import RunError
 from tools.benchmark_hrr_jax import TOLERANCE, jax_versions
-from tools.benchmarking import describe_machine, write_json
+from tools.benchmarking import Worker, describe_machine, write_json
 
 TASKS = ("image", "text")
-
-
-class Worker:
-    """The process of one network."""
-
-    def __init__(self, name: str, python: str, threads: int, task: str, batch: int) -> None:
-        root = Path(__file__).parents[1]
-        command = [python, root / "tools" / "hrr_networks.py", name, str(threads), task, str(batch)]
-        environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.name = name
-
-    def ask(self, command: str, argument: str) -> dict[str, float]:
-        print(command, argument, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            raise RunError(f"the process of {self.name!r} ended; its own message is above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def largest_difference(workers: dict[str, Worker], folder: Path) -> float:
@@ -100,7 +74,11 @@ def main(argv: Sequence[str]) -> None:
     record |= {name: getattr(args, name) for name in ("batch_size", "rounds", "steps")} | {"results": []}
     for task in tasks:
         pythons = {"ours": sys.executable, "jax": args.jax_python}
-        workers = {name: Worker(name, pythons[name], args.threads, task, args.batch_size) for name in pythons}
+        sizes = args.threads, task, args.batch_size
+        workers = {
+            name: Worker(name, python, "hrr_networks.py", *sizes, JAX_PLATFORMS="cpu")
+            for name, python in pythons.items()
+        }
         with tempfile.TemporaryDirectory() as folder:
             error = largest_difference(workers, Path(folder))
         row = {"task": task, "error": error} | compare(workers, args.batch_size, args.rounds, args.steps)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,7 +20,35 @@ from typing import Any
 
 import torch
 
-from runtime.errors import UserError
+from runtime.errors import RunError, UserError
+
+
+class Worker:
+    """A script of this folder in a process of its own, which answers each line on its stdin with a line of JSON.
+
+    Args:
+        name: its first argument; names it in messages.
+        python: the interpreter.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(self, name: str, python: str, script: str, *arguments: object, **environment: str) -> None:
+        root = Path(__file__).parents[1]
+        command = [python, root / "tools" / script, name, *map(str, arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)} | environment, **pipes)
+        self.name = name
+
+    def ask(self, *order: object) -> dict[str, float]:
+        """Raises RunError where the process has ended."""
+        print(*order, file=self.process.stdin, flush=True)
+        if not (line := self.process.stdout.readline()):
+            raise RunError(f"the process of {self.name!r} ended; its own message is above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def interleave(

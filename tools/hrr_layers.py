@@ -2,8 +2,8 @@
 
     python tools/hrr_layers.py LAYER THREADS DIM HEADS
 
-answers each line "time|peak|check PASSES TOKENS FILE" on its stdin with one line of JSON. It runs in an environment
-with JAX and without torch, and the other way round.
+answers each line "time|peak PASSES TOKENS" or "check PASSES TOKENS FILE" on its stdin with one line of JSON. It runs in
+an environment with JAX and without torch, and the other way round.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class TorchLayer:
         return out.detach(), grad_x, dict(zip(PARAMETERS, grads, strict=True))
 
 
-def answer(layer: JaxLayer | TorchLayer, command: str, passes: str, inputs: list, path: str) -> dict[str, float]:
+def answer(layer: JaxLayer | TorchLayer, command: str, passes: str, inputs: list, path: str = "") -> dict[str, float]:
     if command == "time":
         wall, cpu = time.perf_counter(), time.process_time()
         layer.run(passes, *inputs)
@@ -125,14 +125,14 @@ def main(name: str, threads: int, dim: int, num_heads: int) -> None:
     layer = JaxLayer(weights, num_heads) if name == "jax" else TorchLayer(name, weights, num_heads, threads)
     length, inputs = 0, []
     for line in sys.stdin:
-        command, passes, tokens, path = line.split()
+        command, passes, tokens, *path = line.split()
         for warm_up in () if int(tokens) == length else PASSES:
             layer.run(warm_up, *(layer.tensor(rng.standard_normal((1, 64, dim), dtype="float32")) for _ in range(2)))
         if int(tokens) != length:
             length = int(tokens)
             seeds = (np.random.default_rng(seed) for seed in (1, 2))  # the same tokens in every process
             inputs = [layer.tensor(seed.standard_normal((1, length, dim), dtype="float32")) for seed in seeds]
-        print(json.dumps(answer(layer, command, passes, inputs, path)), flush=True)
+        print(json.dumps(answer(layer, command, passes, inputs, *path)), flush=True)
 
 
 if __name__ == "__main__":
