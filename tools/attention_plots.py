@@ -53,8 +53,9 @@ def plot_crossover(record: Mapping[str, Any], out: Path) -> None:
         for method, points in series.items():
             style = {"color": "black", "linewidth": 2.5} if method == "dense" else {}
             (line,) = axis.plot(points.keys(), points.values(), marker="o", label=method, **style)
-            shared = sorted(points.keys() & series["dense"].keys())
-            values, dense = ([x[length] for length in shared] for x in (points, series["dense"]))
+            baseline = series.get("dense", {})
+            shared = sorted(points.keys() & baseline.keys())
+            values, dense = ([x[length] for length in shared] for x in (points, baseline))
             at = crossing(shared, values, dense) if method != "dense" else None
             if at is not None:
                 axis.axvline(at, color=line.get_color(), linestyle=":")

@@ -33,7 +33,14 @@ from attention.smyrf.naive import naive_clustered_attention
 from runtime.device import open_device
 from runtime.errors import RunError
 from tools.attention_plots import plot_crossover
-from tools.benchmarking import describe_machine, interleave, peak_growth_mb, summarise_times, write_json
+from tools.benchmarking import (
+    describe_machine,
+    interleave,
+    peak_growth_mb,
+    seconds_per_operation,
+    summarise_times,
+    write_json,
+)
 from tools.mechanism_figure import draw_figure
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -153,11 +160,45 @@ def measure_memory(name: str, length: int, passes: str, args: argparse.Namespace
     return peak_growth_mb(*calls, args.device)
 
 
+def smyrf_arithmetic_ms(inputs: Sequence[Tensor], passes: str, args: argparse.Namespace) -> float:
+    """What SMYRF's products of matrices and exponentials take at the speed that torch computes large ones in here.
+
+    A pair of a query and a key costs 2 (D + Dv) operations and an exponential forward; backward, which forms the scores
+    again to keep none, 2 (3 D + 2 Dv) operations and another. Hashing, sorting, gathering, sums and maxima come on top.
+    """
+    q, _, v = inputs
+    options = SMYRF_OPTIONS | args.options.get("smyrf", {})
+    pairs = q.shape[1] * q.shape[2] * options["num_hashes"] * options["k_cluster_size"]
+    (key_dim, value_dim), backward = (q.shape[3], v.shape[3]), passes == "fb"
+    operations = 2 * (key_dim + value_dim) + backward * 2 * (3 * key_dim + 2 * value_dim)
+    product_seconds, exponential_seconds = seconds_per_operation(q.dtype, args.threads)
+    return 1e3 * pairs * (operations * product_seconds + (1 + backward) * exponential_seconds)
+
+
+def growth(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """Exponents of time and memory from each method's shortest length to its longest."""
+    found = []
+    for method, passes in dict.fromkeys((row["method"], row["pass"]) for row in rows):
+        lines = [row for row in rows if (row["method"], row["pass"]) == (method, passes)]
+        lines.sort(key=lambda row: row["length"])
+        first, last = lines[0], lines[-1]
+        if first["length"] == last["length"]:
+            continue
+        line = {"method": method, "pass": passes, "from": first["length"], "to": last["length"]}
+        for quantity in ("median_ms", "peak_growth_mb"):
+            if min(first[quantity], last[quantity]) > 0:
+                ratio = math.log(last[quantity] / first[quantity]) / math.log(last["length"] / first["length"])
+                line[f"{quantity}_exponent"] = round(ratio, 3)
+        found.append(line)
+    return found
+
+
 def measure(length: int, args: argparse.Namespace) -> list[dict[str, object]]:
     """One row for every method and pass at one length; methods that cannot take this length are named and left out."""
     dtype = getattr(torch, args.dtype)
     checks, methods = {}, {}
-    for name in ["dense", *args.mechanisms]:
+    dense = ["dense"] if length <= args.dense_up_to else []
+    for name in [*dense, *args.mechanisms]:
         try:
             checks[name] = check(name, length, args)
             methods[name] = build_method(name, length, args, dtype)
@@ -168,11 +209,13 @@ def measure(length: int, args: argparse.Namespace) -> list[dict[str, object]]:
     for passes in args.passes:
         calls = {name: partial(run, attend, inputs, passes) for name, attend in methods.items()}
         times = interleave(calls, args.repeats)
-        for name, row in summarise_times(times, "dense").items():
+        for name, row in summarise_times(times, "dense" if "dense" in times else None).items():
             with multiprocessing.get_context("spawn").Pool(1) as fresh_process:
                 memory = fresh_process.apply(measure_memory, (name, length, passes, args))
             error, error_to_dense = checks[name]
             row |= {"peak_growth_mb": round(memory, 1), "check_error": error, "error_to_dense": error_to_dense}
+            if is_smyrf(name) and args.device == "cpu":
+                row["arithmetic_ms"] = round(smyrf_arithmetic_ms(inputs, passes, args), 2)
             rows.append({"method": name, "length": length, "keys": inputs[1].shape[2], "pass": passes} | row)
             print(format_row(rows[-1]), flush=True)
     return rows
@@ -186,9 +229,10 @@ def format_row(row: dict[str, object] | None) -> str:
             f"{'peak MB':>9} {'off dense':>9}"
         )
     low, high = row["quartiles_ms"]
+    ratio = math.nan if row["time_ratio"] is None else row["time_ratio"]
     return (
         f"{row['method']:16} {row['length']:>8,} x {row['keys']:>6,} {row['pass']:>5} {row['median_ms']:11.1f} "
-        f"{low:9.1f}-{high:9.1f} {row['time_ratio']:8.3f} {row['peak_growth_mb']:9.1f} {row['error_to_dense']:9.1%}"
+        f"{low:9.1f}-{high:9.1f} {ratio:8.3f} {row['peak_growth_mb']:9.1f} {row['error_to_dense']:9.1%}"
     )
 
 
@@ -202,6 +246,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME.OPTION=VALUE", help="a mechanism's option")
     parser.add_argument("--head-dim", type=int, default=24, help="head size of queries and keys")
     parser.add_argument("--heads", type=int, default=1, help="heads, all alike")
+    parser.add_argument("--dense-up-to", type=int, default=sys.maxsize, help="leave dense attention out beyond")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--passes", default="f,fb", help="f = forward, fb = forward and backward; both: f,fb")
@@ -263,7 +308,9 @@ def main(argv: Sequence[str]) -> None:
     settings = {
         name: getattr(args, name) for name in ("keys", "heads", "head_dim", "repeats", "device", "dtype", "options")
     }
-    record = {"machine": machine, "settings": settings, "results": rows}
+    record = {"machine": machine, "settings": settings, "results": rows, "growth": growth(rows)}
+    for line in record["growth"]:
+        print("growth", *(f"{name} {value}" for name, value in line.items()))
     if args.json is not None:
         write_json(args.json, record)
     if args.plot is not None:

@@ -24,9 +24,10 @@ from pathlib import Path
 from runtime.cli import CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
 
 import numpy as np
+import torch
 
 from runtime.errors import RunError, UserError
-from tools.benchmarking import Worker, describe_machine, write_json
+from tools.benchmarking import Worker, describe_machine, seconds_per_operation, write_json
 from tools.hrr_layers import LAYERS, PASSES
 
 TOLERANCE = 1e-4  # of the largest entry: two orders of summation in float32
@@ -80,6 +81,15 @@ def compare(workers: dict[str, Worker], passes: str, tokens: int, repeats: int) 
             row[f"{clock}_ratio"] = round(statistics.median(ratios), 2)
             row[f"{clock}_ratio_quartiles"] = [round(low, 2), round(high, 2)]
     return rows
+
+
+def arithmetic_ms(passes: str, tokens: int, args: argparse.Namespace) -> float:
+    """What our layer's products of matrices take at the speed of large ones here.
+
+    3.6 N C² multiply-adds forward and 9 N C² backward (`attention.hrr.folded`).
+    """
+    operations = 2 * (3.6 + 9 * (passes == "fb")) * tokens * args.dim**2
+    return 1e3 * operations * seconds_per_operation(torch.float32, args.threads)[0]
 
 
 def print_rows(title: str, rows: dict[str, dict[str, object]]) -> None:
@@ -144,7 +154,8 @@ def main(argv: Sequence[str]) -> None:
         for passes in args.passes:
             rows = compare(workers, passes, tokens, args.repeats)
             print_rows(f"{tokens} tokens, {PASSES[passes]}", rows)
-            record["results"].append({"tokens": tokens, "pass": PASSES[passes], "errors": errors, "layers": rows})
+            result = {"tokens": tokens, "pass": PASSES[passes], "errors": errors, "layers": rows}
+            record["results"].append(result | {"arithmetic_ms": round(arithmetic_ms(passes, tokens, args), 1)})
     for worker in workers.values():
         worker.close()
     record["growth"] = measure_growth(args)

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,28 @@ def interleave(
     return {name: values[1:] for name, values in times.items()}
 
 
-def summarise_times(times: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles in ms, and the ratio to the baseline: the median of the ratios in each round."""
+def summarise_times(times: Mapping[str, list[float]], baseline: str | None) -> dict[str, dict[str, Any]]:
+    """Median and quartiles in ms, and the ratio to the baseline: the median of the ratios in each round, or None."""
     summary = {}
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        ratio = statistics.median(a / b for a, b in zip(values, times[baseline], strict=True))
+        ratios = [a / b for a, b in zip(values, times[baseline], strict=True)] if baseline else []
         summary[name] = {
             "median_ms": round(median, 2),
             "quartiles_ms": [round(low, 2), round(high, 2)],
-            "time_ratio": round(ratio, 4),
+            "time_ratio": round(statistics.median(ratios), 4) if ratios else None,
         }
     return summary
+
+
+@cache
+def seconds_per_operation(dtype: torch.dtype, threads: int) -> tuple[float, float]:
+    """On the CPU: of an operation in a product of 2,048 x 2,048 matrices, and of an exponential; medians of ten."""
+    torch.set_num_threads(threads)
+    x, out = torch.randn(2, 2048, 2048).to(dtype)
+    calls = {"product": lambda: torch.mm(x, x, out=out), "exponential": lambda: torch.exp(x, out=out)}
+    seconds = {name: statistics.median(values) / 1e3 for name, values in interleave(calls, 10).items()}
+    return seconds["product"] / (2 * 2048**3), seconds["exponential"] / 2048**2
 
 
 def peak_growth_mb(warm_up: Callable[[], None], call: Callable[[], None], device: str) -> float:

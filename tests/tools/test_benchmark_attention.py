@@ -32,6 +32,29 @@ def test_a_run_records_every_method_beside_dense(tmp_path, capsys):
     assert by_name["smyrf"]["error_to_dense"] == pytest.approx(by_name["smyrf-naive"]["error_to_dense"], rel=1e-3)
 
 
+def test_dense_attention_can_stop_at_a_length_and_growth_goes_on(tmp_path, capsys):
+    out = tmp_path / "results.json"
+    argv = [*SMALL, *CLUSTERS, "--lengths", "64,256", "--dense-up-to", "64", "--mechanisms", "smyrf"]
+    assert run(*argv, "--json", str(out), "--plot", str(tmp_path / "lengths.png")) == 0
+    record = json.loads(out.read_text())
+    found = [(row["method"], row["length"], row["time_ratio"] is None) for row in record["results"]]
+    assert found == [("dense", 64, False), ("smyrf", 64, False), ("smyrf", 256, True)]
+    assert [(line["method"], line["from"], line["to"]) for line in record["growth"]] == [("smyrf", 64, 256)]
+    least = [row["arithmetic_ms"] for row in record["results"] if row["method"] == "smyrf"]
+    assert 0 < least[0] < least[1]
+
+
+def test_growth_is_the_exponent_of_time_and_memory():
+    rows = [
+        {"method": "a", "pass": "f", "length": length, "median_ms": length**2, "peak_growth_mb": 3 * length}
+        for length in (100, 10, 1000)
+    ]
+    (line,) = benchmark_attention.growth(rows)
+    assert (line["from"], line["to"]) == (10, 1000)
+    assert (line["median_ms_exponent"], line["peak_growth_mb_exponent"]) == (2, 1)
+    assert benchmark_attention.growth(rows[:1]) == []
+
+
 def test_a_mechanism_that_fails_its_check_is_not_reported(tmp_path, capsys, monkeypatch):
     """SMYRF that attends in other clusters than its own."""
     original = benchmark_attention.smyrf_attention
