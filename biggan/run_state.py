@@ -25,6 +25,7 @@ from runtime.config import to_dict
 from runtime.device import Device
 from runtime.divergence import Diverged, GoesBack
 from runtime.randomness import derive_seed, host_generator
+from runtime.run_folder import require_keys
 from runtime.run_log import RunningMeans
 
 
@@ -69,6 +70,7 @@ class RunState(GoesBack):
         if newest is None:
             return None
         path, tree = newest
+        require_keys(path, tree, ("config", "step", "progress", "rng", "data"))
         refuse_other_run(tree["config"], tree["data"], to_dict(self.config), self.dataset)
         self.gan.load_state_dict(tree)
         progress = tree["progress"]

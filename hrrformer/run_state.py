@@ -24,6 +24,7 @@ from runtime.config import to_dict
 from runtime.device import Device
 from runtime.divergence import Diverged, GoesBack, non_finite
 from runtime.randomness import derive_seed
+from runtime.run_folder import require_keys
 from runtime.run_log import RunningMeans
 from runtime.state import load_weights
 
@@ -81,6 +82,7 @@ class RunState(GoesBack):
         if newest is None:
             return None
         path, tree = newest
+        require_keys(path, tree, ("config", "phase", "step", "weights", "optimizer", "progress", "data"))
         refuse_other_run(tree, self.config, self.data)
         progress = tree["progress"]
         self.step, self.elapsed_sec = tree["step"], progress["elapsed_sec"]

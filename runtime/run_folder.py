@@ -46,6 +46,15 @@ def read_checkpoint(path: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
     return newest
 
 
+def require_keys(path: Path, tree: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Raises UserError where a checkpoint lacks what a run needs to go on, as converted weights do."""
+    if missing := sorted(set(keys) - tree.keys()):
+        raise UserError(
+            f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}. A new run can start from its weights "
+            "with --initial-weights."
+        )
+
+
 @contextlib.contextmanager
 def explain_failures(checkpoints: CheckpointFolder) -> Iterator[None]:
     """Makes an OSError (a full disk, a mount that is gone) a RunError that says what is kept and how to go on."""

@@ -12,6 +12,8 @@ from biggan.config import EmaConfig, ModelConfig
 from biggan.ema import ema_decay
 from biggan.gan import Gan
 from biggan.training import train
+from runtime.checkpoint import save
+from runtime.config import to_dict
 from runtime.device import Device
 from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
@@ -103,6 +105,16 @@ def test_a_killed_run_goes_back_to_its_newest_whole_checkpoint(tiny_config, tmp_
         train(tiny_config)
     assert_same_state(whole, state_of(tiny_config))
     assert ticks(tiny_config) == whole_ticks
+
+
+def test_a_checkpoint_without_a_run_is_refused_and_named(tiny_config):
+    """As tools.convert_biggan writes it, laid into the folder of a run."""
+    state = Gan(tiny_config, Device()).state_dict()
+    folder = Path(tiny_config.out) / "checkpoints"
+    folder.mkdir(parents=True)
+    save(folder / "step-00000000.pt", {"config": to_dict(tiny_config), "step": 0, **state}, checkpoints.KIND)
+    with pytest.raises(UserError, match=r"step-00000000.pt is no checkpoint of a run: it lacks data, progress, rng."):
+        train(tiny_config)
 
 
 def test_another_configuration_is_refused_and_named(tiny_config):

@@ -13,7 +13,8 @@ from hrrformer import checkpoints
 from hrrformer.config import GuardConfig
 from hrrformer.learner import Learner
 from hrrformer.training import Run, train
-from runtime.checkpoint import load
+from runtime.checkpoint import load, save
+from runtime.config import to_dict
 from runtime.errors import RunError, UserError
 from runtime.preemption import StopRequest
 
@@ -165,6 +166,16 @@ def test_longer_training_continues_a_finished_run(tiny_config):
     cosine = replace(tiny_config, epochs=3, optimizer=replace(tiny_config.optimizer, schedule="cosine"))
     with pytest.raises(UserError, match="schedule was exponential, now cosine"):
         train(cosine)
+
+
+def test_a_checkpoint_without_a_run_is_refused_and_named(tiny_config):
+    """The best weights, laid where the newest checkpoint would lie."""
+    folder = Path(tiny_config.out) / "checkpoints"
+    folder.mkdir(parents=True)
+    tree = {"config": to_dict(tiny_config), "step": 0, "phase": "train", "weights": {}}
+    save(folder / "step-00000000.pt", tree, checkpoints.KIND)
+    with pytest.raises(UserError, match=r"step-00000000.pt is no checkpoint of a run: it lacks data, optimizer, prog"):
+        train(tiny_config)
 
 
 def test_another_configuration_is_refused_and_named(tiny_config, tiny_image):
