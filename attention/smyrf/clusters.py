@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention.smyrf.hashing import get_hash_family
+from attention.smyrf.sorting import stable_order
 from attention.smyrf.transforms import get_transform
 from attention.smyrf.tree import masked_tree_order, tree_order
 
@@ -90,7 +91,7 @@ def sort_tokens(sort_keys: Tensor, mask: Tensor | None) -> Tensor:
     """(B, H, N, R) -> order (R, B, H, N), masked tokens last."""
     if mask is not None:
         sort_keys = sort_keys.masked_fill(mask[:, None, :, None], torch.inf)
-    return sort_keys.movedim(-1, 0).contiguous().argsort(dim=-1, stable=True)
+    return stable_order(sort_keys.movedim(-1, 0).contiguous())
 
 
 def inverse_order(order: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention.smyrf.sorting import stable_order
+
 
 def tree_order(sort_keys: Tensor, num_clusters: int, cluster_size: int) -> Tensor:
     """(B, H, N, T, R) -> order (R, B, H, N), for tokens that are all real.
@@ -51,5 +53,5 @@ def masked_tree_order(sort_keys: Tensor, mask: Tensor | None, cluster_of_rank: T
     order = torch.arange(sort_keys.shape[-1], device=sort_keys.device).expand(sort_keys.shape[1:])
     for level, fractions in enumerate(fraction):
         half = (cluster_of_rank << level) // num_clusters[:, None]  # halves of level l hold whole halves of l + 1
-        order = order.gather(-1, (half[:, None] + fractions.gather(-1, order)).argsort(dim=-1, stable=True))
+        order = order.gather(-1, stable_order(half[:, None] + fractions.gather(-1, order)))
     return order
