@@ -59,7 +59,8 @@ def plot_crossover(record: Mapping[str, Any], out: Path) -> None:
             at = crossing(shared, values, dense) if method != "dense" else None
             if at is not None:
                 axis.axvline(at, color=line.get_color(), linestyle=":")
-                axis.annotate(f"{at:,.0f}", (at, axis.get_ylim()[0]), rotation=90, va="bottom", ha="right")
+                place = {"transform": axis.get_xaxis_transform(), "rotation": 90, "va": "bottom", "ha": "right"}
+                axis.text(at, 0.02, f"{at:,.0f}", color=line.get_color(), **place)
         lengths = sorted({row["length"] for row in rows})
         axis.set(xscale="log", yscale="log", xlabel="queries", ylabel="ms", title=PASS_TITLES[name])
         axis.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)

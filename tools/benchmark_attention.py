@@ -215,7 +215,7 @@ def measure(length: int, args: argparse.Namespace) -> list[dict[str, object]]:
             error, error_to_dense = checks[name]
             row |= {"peak_growth_mb": round(memory, 1), "check_error": error, "error_to_dense": error_to_dense}
             if is_smyrf(name) and args.device == "cpu":
-                row["arithmetic_ms"] = round(smyrf_arithmetic_ms(inputs, passes, args), 2)
+                row["arithmetic_ms"] = float(f"{smyrf_arithmetic_ms(inputs, passes, args):.4g}")
             rows.append({"method": name, "length": length, "keys": inputs[1].shape[2], "pass": passes} | row)
             print(format_row(rows[-1]), flush=True)
     return rows
