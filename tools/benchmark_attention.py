@@ -35,6 +35,7 @@ from runtime.errors import RunError
 from tools.attention_plots import plot_crossover
 from tools.benchmarking import (
     describe_machine,
+    growth_exponent,
     interleave,
     peak_growth_mb,
     seconds_per_operation,
@@ -166,9 +167,10 @@ def smyrf_arithmetic_ms(inputs: Sequence[Tensor], passes: str, args: argparse.Na
     A pair of a query and a key costs 2 (D + Dv) operations and an exponential forward; backward, which forms the scores
     again to keep none, 2 (3 D + 2 Dv) operations and another. Hashing, sorting, gathering, sums and maxima come on top.
     """
-    q, _, v = inputs
+    q, k, v = inputs
     options = SMYRF_OPTIONS | args.options.get("smyrf", {})
-    pairs = q.shape[1] * q.shape[2] * options["num_hashes"] * options["k_cluster_size"]
+    cluster = min(options["k_cluster_size"], k.shape[2])  # as SMYRF itself takes a size above the length
+    pairs = q.shape[1] * q.shape[2] * options["num_hashes"] * cluster
     (key_dim, value_dim), backward = (q.shape[3], v.shape[3]), passes == "fb"
     operations = 2 * (key_dim + value_dim) + backward * 2 * (3 * key_dim + 2 * value_dim)
     product_seconds, exponential_seconds = seconds_per_operation(q.dtype, args.threads)
@@ -187,8 +189,7 @@ def growth(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
         line = {"method": method, "pass": passes, "from": first["length"], "to": last["length"]}
         for quantity in ("median_ms", "peak_growth_mb"):
             if min(first[quantity], last[quantity]) > 0:
-                ratio = math.log(last[quantity] / first[quantity]) / math.log(last["length"] / first["length"])
-                line[f"{quantity}_exponent"] = round(ratio, 3)
+                line[f"{quantity}_exponent"] = growth_exponent(first, last, quantity, "length")
         found.append(line)
     return found
 

@@ -167,7 +167,7 @@ def time_features(workers: Sequence[Tool], rounds: int) -> dict[str, Any]:
 
 
 def time_frechet(workers: dict[str, Tool], work: Path, dim: int = 2048) -> dict[str, Any]:
-    """One Fréchet distance of full rank, by scipy's sqrtm in pytorch-fid and by two eigendecompositions."""
+    """One Fréchet distance of full rank, by scipy's sqrtm in pytorch-fid and by two roots and singular values."""
     random, moments = np.random.RandomState(0), {}
     for side in (1, 2):
         features = random.standard_normal((2 * dim, dim)) * np.geomspace(1, 1e-2, dim) + random.standard_normal(dim)

@@ -13,7 +13,6 @@ resident size grow with the number of tokens.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from runtime.errors import RunError, UserError
-from tools.benchmarking import Worker, describe_machine, seconds_per_operation, write_json
+from tools.benchmarking import Worker, describe_machine, growth_exponent, seconds_per_operation, write_json
 from tools.hrr_layers import LAYERS, PASSES
 
 TOLERANCE = 1e-4  # of the largest entry: two orders of summation in float32
@@ -110,8 +109,7 @@ def measure_growth(args: argparse.Namespace) -> list[dict[str, float]]:
         worker.close()
         row |= {f"{clock}_ms": round(statistics.median(t[clock] for t in times), 1) for clock in ("wall", "cpu")}
         for quantity in ("wall_ms", "cpu_ms", "peak_growth_mb") if rows else ():
-            exponent = math.log(row[quantity] / rows[0][quantity]) / math.log(tokens / rows[0]["tokens"])
-            row[f"{quantity}_exponent"] = round(exponent, 3)
+            row[f"{quantity}_exponent"] = growth_exponent(rows[0], row, quantity, "tokens")
         rows.append(row)
         print(row, flush=True)
     return rows

@@ -8,6 +8,7 @@ peak resident size (VmHWM, reset through /proc/self/clear_refs; Linux only); on 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -80,6 +81,11 @@ def summarise_times(times: Mapping[str, list[float]], baseline: str | None) -> d
             "time_ratio": round(statistics.median(ratios), 4) if ratios else None,
         }
     return summary
+
+
+def growth_exponent(first: Mapping[str, Any], last: Mapping[str, Any], quantity: str, length: str) -> float:
+    """e, where a quantity of two rows of results grows as the e-th power of their length; rounded."""
+    return round(math.log(last[quantity] / first[quantity]) / math.log(last[length] / first[length]), 3)
 
 
 @cache

@@ -4,7 +4,7 @@ The generated images are dealt at random over ten chunks, of which only the mome
 distances of nine chunks, ten times, and of either half:
 
 - The delete-one-chunk jackknife gives the standard error. It is the linear approximation of the bootstrap (Efron &
-  Tibshirani 1993, "An Introduction to the Bootstrap", chapters 11 and 20) at 10 eigendecompositions instead of
+  Tibshirani 1993, "An Introduction to the Bootstrap", chapters 11 and 20) at 10 distances instead of
   hundreds. It never draws an image twice: a replicate of the bootstrap has fewer distinct images, and as the bias falls
   as 1/N, each would lie above the distance.
 - The distance of N samples is biased by about c / N (Chong & Forsyth 2020, "Effectively Unbiased FID",
