@@ -130,7 +130,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="also write the results here")
     args = parser.parse_args(argv)
     args.layers, args.passes = (list(filter(None, x.split(","))) for x in (args.layers, args.passes))
-    args.tokens, args.growth = ([int(n) for n in filter(None, x.split(","))] for x in (args.tokens, args.growth))
+    try:
+        args.tokens, args.growth = ([int(n) for n in filter(None, x.split(","))] for x in (args.tokens, args.growth))
+    except ValueError:
+        parser.error("--tokens and --growth take numbers separated by commas")
+    if min([*args.tokens, *args.growth, args.threads, args.dim, args.heads], default=1) < 1:
+        parser.error("lengths, threads, channels and heads must be positive")
     for unknown, valid in ((set(args.layers) - set(LAYERS), LAYERS), (set(args.passes) - set(PASSES), PASSES)):
         if unknown:
             parser.error(f"unknown {', '.join(sorted(unknown))}; available: {', '.join(valid)}")
