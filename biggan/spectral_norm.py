@@ -34,7 +34,7 @@ class SpectralNorm:
         """The weight divided by its estimated largest singular value, in its own shape and dtype."""
         # Autocast would run these products in bfloat16, and the error of sigma would scale the whole layer.
         with torch.autocast(self.weight.device.type, enabled=False):
-            matrix = self.weight.flatten(1)  # (out, in)
+            matrix = _rows(self.weight)  # (out, in)
             with torch.no_grad():
                 v = F.normalize(self.u0 @ matrix, eps=self.spectral_eps)  # (1, in)
             projected = v @ matrix.T  # (1, out), carries the gradient to the weight
@@ -46,6 +46,16 @@ class SpectralNorm:
                     self.u0.copy_(u)
                     self.sv0.copy_(sigma.reshape(1))
             return self.weight / sigma
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """A weight as a matrix (out, in * height * width), columns in the order of memory: nothing is copied.
+
+    Singular values do not depend on that order.
+    """
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.flatten(1)
 
 
 class SpectralConv2d(SpectralNorm, nn.Conv2d):

@@ -16,9 +16,6 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, device: Device)
 
     adamw's decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101), adam's is part of the gradient.
     """
-    fused = (
-        {} if device.kind == "xla" else {"fused": True}
-    )  # the fused form reads the rate from a tensor without a sync
     return device.adam(
         network.parameters(),
         lr=config.lr,
@@ -26,7 +23,6 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, device: Device)
         eps=config.epsilon,
         weight_decay=config.weight_decay,
         decoupled_weight_decay=config.name == "adamw",
-        **fused,
     )
 
 

@@ -34,12 +34,15 @@ def optimizer_state_by_name(network: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def load_optimizer_by_name(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict]) -> None:
-    """Raises UserError where `state` has a parameter that the network lacks."""
-    names = [name for name, _ in network.named_parameters()]
-    if state.keys() - set(names):
+    """Raises UserError where `state` has a parameter that the network lacks, or one of another shape."""
+    shapes = {name: p.shape for name, p in network.named_parameters()}
+    if state.keys() - shapes.keys():
         raise UserError(
-            f"the optimizer's state knows a parameter that the network lacks: {min(state.keys() - set(names))}."
+            f"the optimizer's state knows a parameter that the network lacks: {min(state.keys() - shapes.keys())}."
         )
+    for name, values in state.items():
+        if any(values[moment].shape != shapes[name] for moment in values.keys() & {"exp_avg", "exp_avg_sq"}):
+            raise UserError(f"the optimizer's state of {name} has another shape than the parameter.")
     whole = optimizer.state_dict()
-    whole["state"] = {i: state[name] for i, name in enumerate(names) if name in state}
+    whole["state"] = {i: state[name] for i, name in enumerate(shapes) if name in state}
     optimizer.load_state_dict(whole)

@@ -37,8 +37,8 @@ def test_with_everything_off_a_step_is_the_plain_one_bit_for_bit(tiny_config):
     generator, discriminator = plain
     options = {"betas": (0.0, 0.999), "eps": 1e-6}
     adam_d, adam_g = (
-        torch.optim.Adam(discriminator.parameters(), 5e-4, **options),
-        torch.optim.Adam(generator.parameters(), 2e-4, **options),
+        torch.optim.Adam(discriminator.parameters(), 5e-4, fused=True, **options),
+        torch.optim.Adam(generator.parameters(), 2e-4, fused=True, **options),
     )
 
     def use(step):
