@@ -84,7 +84,7 @@ def tile_forward_(
         keep: (S, M, N), 1, or 0 for a pair that is visible but left out. Where no pair is kept, lse is only bounded:
             by the largest score less 126.
     """
-    scores = _products(q, k, "scores", scratch)
+    scores = _product(q, k.mT, "scores", scratch)
     if hide_ is not None:
         hide_(scores)
     top = scores.amax(dim=-1, keepdim=True)
@@ -93,7 +93,7 @@ def tile_forward_(
         weights.mul_(keep)
     mass = weights.sum(dim=-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
     torch.add(top, mass.log2(), out=lse)
-    torch.div(_row_sums(weights, v, "out", scratch), mass, out=out)
+    torch.div(_product_to_narrow(weights, v, "out", scratch), mass, out=out)
 
 
 def tile_backward(
@@ -124,32 +124,28 @@ def tile_backward(
         dQ (S, M, D), dK (S, D, N) and dV (S, Dv, N), valid until the next call. dK and dV are transposed, which makes
         faster products. Scales are the caller's: dQ lacks the factor `scale`, and dK has log2(e) too much.
     """
-    weights = _products(q, k, "scores", scratch)
+    weights = _product(q, k.mT, "scores", scratch)
     if hide_ is not None:
         hide_(weights)
     weights = weights.sub_(lse).exp2_()
     if keep is not None:
         weights.mul_(keep)
-    grad_scores = _products(grad_out, v, "grad_scores", scratch).sub_(delta).mul_(weights)
-    grad_v = _add_products_(grad_v, grad_out.transpose(1, 2), weights, "grad_v", scratch)
-    grad_k = _add_products_(grad_k, q.transpose(1, 2), grad_scores, "grad_k", scratch)
-    return _row_sums(grad_scores, k, "grad_q", scratch), grad_k, grad_v
+    grad_scores = _product(grad_out, v.mT, "grad_scores", scratch).sub_(delta).mul_(weights)
+    grad_v = _add_product_(grad_v, grad_out.mT, weights, "grad_v", scratch)
+    grad_k = _add_product_(grad_k, q.mT, grad_scores, "grad_k", scratch)
+    return _product_to_narrow(grad_scores, k, "grad_q", scratch), grad_k, grad_v
 
 
-def _products(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
-    """a bᵀ: (S, M, D) and (S, N, D) -> (S, M, N)."""
-    return torch.bmm(a, b.transpose(1, 2), out=scratch(name, *a.shape[:2], b.shape[1]))
+def _product(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """a b: (S, M, K) and (S, K, N) -> (S, M, N)."""
+    return torch.bmm(a, b, out=scratch(name, *a.shape[:2], b.shape[2]))
 
 
-def _row_sums(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
-    """a b: (S, M, N) and (S, N, D) -> (S, M, D)."""
-    if b.shape[2] >= NARROW:
-        return torch.bmm(a, b, out=scratch(name, *a.shape[:2], b.shape[2]))
-    return torch.bmm(b.mT, a.mT, out=scratch(name, len(a), b.shape[2], a.shape[1])).mT
+def _product_to_narrow(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
+    """The same, for results that may be narrow."""
+    return _product(a, b, name, scratch) if b.shape[2] >= NARROW else _product(b.mT, a.mT, name, scratch).mT
 
 
-def _add_products_(total: Tensor | None, a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
+def _add_product_(total: Tensor | None, a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
     """total + a b, in place; a b where there is no total yet."""
-    if total is None:
-        return torch.bmm(a, b, out=scratch(name, *a.shape[:2], b.shape[2]))
-    return total.baddbmm_(a, b)
+    return _product(a, b, name, scratch) if total is None else total.baddbmm_(a, b)

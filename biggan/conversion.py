@@ -18,6 +18,7 @@ from biggan.discriminator import Discriminator
 from biggan.generator import Generator
 from biggan.original_files import read_original
 from runtime.errors import UserError
+from runtime.state import MOMENTS
 
 State = dict[str, Tensor]
 
@@ -197,7 +198,7 @@ def _adam_state(optimizer: dict[str, Any], network: State, name: str) -> dict[st
     named = {}
     try:
         for index, state in optimizer["state"].items():
-            moments = {moment: state[moment] for moment in ("exp_avg", "exp_avg_sq")}
+            moments = {moment: state[moment] for moment in MOMENTS}
             key = names[index]
             if any(moment.shape != network[key].shape for moment in moments.values()):
                 raise ValueError(key)

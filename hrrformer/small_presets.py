@@ -1,8 +1,8 @@
 """Configurations for one CPU core: presets `small` of ListOps, Text (half an hour or less) and Image (an hour).
 
 One layer at the task's full length, as in the presets `single`, but narrow, without dropout and with a larger learning
-rate that falls as a cosine over few epochs. Positions are learned where that is faster; in Image, where a position is
-one of 1,024 pixels, they make half of such a network and learn the training pictures by heart.
+rate that falls as a cosine over few epochs. Positions are learned, but not in Image, where they would be half of the
+network and learn the training pictures by heart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def image() -> TrainConfig:
 
     hrrformer train --task image --preset small --data cifar-10-batches-py/
 
-    One thread of an AMD EPYC, about an hour when it is not busy: test accuracy 44.99% (seed 0; in the first 3.3 passes
+    One thread of an AMD EPYC, 56 minutes at its quiet rate: test accuracy 44.99% (seed 0; in the first 3.3 passes
     the rate followed the cosine of 12 passes). Paper: 48.47, at width 256.
     """
     return _small("image", ModelConfig(256, 1024, 10, dim=96), epochs=8)

@@ -20,6 +20,7 @@ from runtime.checkpoint import host_copy
 from runtime.distributed import Processes
 from runtime.errors import UserError
 from runtime.guard import step_where
+from runtime.state import MOMENTS
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -114,7 +115,10 @@ class Device:
         network.to(self.torch_device, memory_format=memory_format)
 
     def adam(self, parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam:
-        """Adam, options as torch's; the parameters must be on this device, in their memory format, already."""
+        """Adam, options as torch's; the parameters must be on this device, in their memory format, already.
+
+        Fused: one pass over memory, and a rate that is a tensor on the device is read without waiting for it.
+        """
         optimizer = torch.optim.Adam(parameters, fused=True, **options)
         optimizer.register_load_state_dict_post_hook(_lay_out_moments)
         return optimizer
@@ -219,7 +223,7 @@ class CudaDevice(Device):
 def _lay_out_moments(optimizer: torch.optim.Adam) -> None:
     """Gives loaded moments the strides of their parameters: the fused step takes them for granted."""
     for parameter, state in optimizer.state.items():
-        for name in state.keys() & {"exp_avg", "exp_avg_sq"}:
+        for name in state.keys() & set(MOMENTS):
             state[name] = torch.empty_like(parameter, requires_grad=False).copy_(state[name])
 
 

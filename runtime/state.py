@@ -9,6 +9,8 @@ from torch import nn
 
 from runtime.errors import UserError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps of each parameter, in its shape
+
 
 def load_weights(network: nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
     """A strict load.
@@ -41,7 +43,7 @@ def load_optimizer_by_name(network: nn.Module, optimizer: torch.optim.Optimizer,
             f"the optimizer's state knows a parameter that the network lacks: {min(state.keys() - shapes.keys())}."
         )
     for name, values in state.items():
-        if any(values[moment].shape != shapes[name] for moment in values.keys() & {"exp_avg", "exp_avg_sq"}):
+        if any(values[moment].shape != shapes[name] for moment in values.keys() & set(MOMENTS)):
             raise UserError(f"the optimizer's state of {name} has another shape than the parameter.")
     whole = optimizer.state_dict()
     whole["state"] = {i: state[name] for i, name in enumerate(shapes) if name in state}

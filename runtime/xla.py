@@ -32,6 +32,7 @@ from runtime.device import Device, rows_of_shards
 from runtime.distributed import Processes, join_hosts
 from runtime.errors import UserError
 from runtime.guard import step_where
+from runtime.state import MOMENTS
 
 # One suffices wherever it was counted; a second is for something that the first step makes and the second takes in.
 MAX_GRAPHS_PER_STEP = 2
@@ -171,7 +172,7 @@ class XlaDevice(Device):
         """Gives each parameter the state that it lacks. Moments lie as their parameters do."""
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             state = optimizer.state[parameter]
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in MOMENTS:
                 moment = state.get(name, torch.zeros(parameter.shape, dtype=parameter.dtype))
                 state[name] = self._put(moment, parameter.mesh_axes)
             state["step"] = self.put(state.get("step", torch.zeros(())))
