@@ -65,7 +65,8 @@ def slices(start: int, stop: int, step: int) -> Iterator[slice]:
 
 def tile_forward_(
     out: Tensor,
-    lse: Tensor,
+    mass: Tensor,
+    top: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -73,27 +74,29 @@ def tile_forward_(
     keep: Tensor | None,
     scratch: Scratch,
 ) -> None:
-    """Writes the attention of one tile to the pairs that are visible and kept.
+    """Writes the sums of one tile over the pairs that are visible and kept: its attention is out / mass.
 
     Args:
-        out: (S, M, Dv), for the output.
-        lse: (S, M, 1), for the log2 of the sum of exp2; below HIDDEN / 2 where nothing is visible, and the output then
-            means nothing.
+        out: (S, M, Dv), for the sum of exp2(score - top) v.
+        mass: (S, M, 1), for that of exp2(score - top).
+        top: (S, M, 1), for the largest score of a visible pair; below HIDDEN / 2 where there is none, and the sums then
+            mean nothing.
         q: (S, M, D), times scale and log2(e).  k: (S, N, D).  v: (S, N, Dv).
         hide_: for pairs that are not visible.
-        keep: (S, M, N), 1, or 0 for a pair that is visible but left out. Where no pair is kept, lse is only bounded:
-            by the largest score less 126.
+        keep: (S, M, N), 1, or 0 for a pair that is visible but left out.
     """
     scores = _product(q, k.mT, "scores", scratch)
     if hide_ is not None:
         hide_(scores)
-    top = scores.amax(dim=-1, keepdim=True)
+    torch.amax(scores, dim=-1, keepdim=True, out=top)
     weights = scores.sub_(top).exp2_()
     if keep is not None:
         weights.mul_(keep)
-    mass = weights.sum(dim=-1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
-    torch.add(top, mass.log2(), out=lse)
-    torch.div(_product_to_narrow(weights, v, "out", scratch), mass, out=out)
+    torch.sum(weights, dim=-1, keepdim=True, out=mass)
+    if out.is_contiguous() and v.shape[2] >= NARROW:
+        torch.bmm(weights, v, out=out)
+    else:
+        out.copy_(_product_to_narrow(weights, v, "out", scratch))
 
 
 def tile_backward(
@@ -143,7 +146,9 @@ def _product(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
 
 def _product_to_narrow(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:
     """The same, for results that may be narrow."""
-    return _product(a, b, name, scratch) if b.shape[2] >= NARROW else _product(b.mT, a.mT, name, scratch).mT
+    return (
+        _product(a, b, name, scratch) if b.shape[2] >= NARROW else _product(b.mT.contiguous(), a.mT, name, scratch).mT
+    )
 
 
 def _add_product_(total: Tensor | None, a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:

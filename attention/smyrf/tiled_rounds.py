@@ -1,6 +1,6 @@
 """The rounds of clustered attention in tiles: gather a tile's rows, compute, put the results in the tokens' places.
 
-Forward: rounds are merged into the running output by log-sum-exp.
+Forward: every round leaves its sums relative to its largest score, which are merged at each query's place.
 Backward: with the merged output O and log-sum-exp L of a query, every round's weights are exp(s - L), so each cluster's
 share of the gradient follows from the *merged* O and L alone, and shares add up. What is kept between the passes is
 the inputs, the order, O and L: linear in the length, like one dense flash call. Nothing is gathered but a tile's rows.
@@ -15,39 +15,50 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from attention.smyrf.clusters import inverse_order
 from attention.smyrf.layout import Layout
 from attention.smyrf.pairs import Keys, Pairs
 from attention.tiled import HIDDEN, LN_2, LOG2_E, Hide, Scratch, slices, tile_backward, tile_forward_, tile_shape
+
+GROUP_BYTES = 1 << 24  # of results that wait to be put in the tokens' places
 
 
 @torch.no_grad()
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
-    work = _Work(layout, q, k)
+    work = _Work(layout, q, k, v.shape[3], 0)
     q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), work.rows(v)], dim=1)
-    group_out, group_lse = work.group_buffer(v.shape[3]), work.group_buffer(1)  # (r·S, M, Dv), (r·S, M, 1)
-    out = lse = None
+    buffers = group_out, group_mass, group_top = [work.group_buffer(dim) for dim in (v.shape[3], 1, 1)]  # (r·S, M, dim)
+    merged = None
     for rounds in work.groups():
         for part in work.parts(rounds):
             k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split((k.shape[3], v.shape[3]), dim=2)
             for queries, q_rows, hide_, keep in work.queries(part):
                 q_tile = work.scratch.gather("q", q_all, q_rows)
-                places = group_out[part.place, queries], group_lse[part.place, queries]
-                tile_forward_(*places, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
-        outs, lses = work.by_token("out_by_token", rounds, group_out), work.by_token("lse_by_token", rounds, group_lse)
-        for round_out, round_lse in zip(outs, lses, strict=True):
-            if out is None:
-                out, lse = round_out.clone(), round_lse.clone()
-            else:
-                out.lerp_(round_out, torch.sigmoid((round_lse - lse) * LN_2))
-                lse = torch.maximum(lse, round_lse) + (1 + torch.exp2(-(lse - round_lse).abs())).log2()
+                results = (buffer[part.place, queries] for buffer in buffers)
+                tile_forward_(*results, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
+        places = places_of(work.q_rows.view(work.num_rounds, -1)[rounds])  # (G·Nq, r)
+        masses, tops = (x.flatten().index_select(0, places.flatten()).view_as(places) for x in (group_mass, group_top))
+        top = tops.amax(dim=1, keepdim=True)
+        weights = torch.exp2(tops - top)
+        group = sum_rows(group_out, places, weights), (weights * masses).sum(dim=1, keepdim=True), top
+        merged = group if merged is None else _merge_(*merged, *group)
+    out, mass, top = merged
+    mass = mass.clamp_min_(torch.finfo(mass.dtype).tiny)
+    out, lse = out.div_(mass), mass.log2().add_(top)
     if not layout.all_visible:
         empty = lse < HIDDEN / 2
         out.masked_fill_(empty, 0.0), lse.masked_fill_(empty, -torch.inf)
     return out.to(q.dtype).view(*q.shape[:3], -1), lse.mul_(LN_2).view(q.shape[:3])
+
+
+def _merge_(out: Tensor, mass: Tensor, top: Tensor, out_2: Tensor, mass_2: Tensor, top_2: Tensor) -> tuple[Tensor, ...]:
+    """The sums of two groups of rounds: the first's in place."""
+    highest = torch.maximum(top, top_2)
+    weight, weight_2 = torch.exp2(top - highest), torch.exp2(top_2 - highest)
+    return out.mul_(weight).addcmul_(out_2, weight_2), mass.mul_(weight).addcmul_(mass_2, weight_2), highest
 
 
 @torch.no_grad()
@@ -63,7 +74,7 @@ def attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; shapes as in `attend_forward`."""
-    work = _Work(layout, q, k)
+    work = _Work(layout, q, k, q.shape[3], k.shape[3] + v.shape[3])
     grad_out = work.rows(grad_out)
     delta = (grad_out * work.rows(out)).sum(dim=1, keepdim=True)  # (G·Nq, 1)
     delta = delta if grad_lse is None else delta - grad_lse.reshape(-1, 1)
@@ -72,21 +83,26 @@ def attend_backward(
     q_all = torch.cat([work.rows(q) * (scale * LOG2_E), grad_out, delta, lse], dim=1)
     kv_all = torch.cat([work.rows(k), work.rows(v)], dim=1)
     q_sizes, kv_sizes = (q.shape[3], v.shape[3], 1, 1), (k.shape[3], v.shape[3])
-    grad_q, grad_kv = q_all.new_zeros(len(q_all), q.shape[3]), torch.zeros_like(kv_all)
-    group_grad = work.group_buffer(q.shape[3])  # (r·S, M, D)
+    grad_q, grad_kv = torch.zeros_like(q_all[:, : q.shape[3]]), torch.zeros_like(kv_all)
+    group_q = work.group_buffer(q.shape[3])  # (r·S, M, D)
+    group_kv = group_q.new_empty(len(group_q), work.k_rows.shape[1], sum(kv_sizes))  # (r·S, N, D + Dv)
     for rounds in work.groups():
         for part in work.parts(rounds):
             k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(kv_sizes, dim=2)
-            grad_k = grad_v = None
+            grads = None, None
             for queries, q_rows, hide_, keep in work.queries(part):
                 q_tile, grad_tile, delta, lse = work.scratch.gather("q", q_all, q_rows).split(q_sizes, dim=2)
-                group_grad[part.place, queries], grad_k, grad_v = tile_backward(
-                    grad_tile, q_tile, k_tile, v_tile, delta, lse, hide_, keep, grad_k, grad_v, work.scratch
+                group_q[part.place, queries], *grads = tile_backward(
+                    grad_tile, q_tile, k_tile, v_tile, delta, lse, hide_, keep, *grads, work.scratch
                 )
-            grads = torch.cat([grad_k, grad_v], dim=1).transpose(1, 2)  # (S_t, N, D + Dv)
-            grad_kv.index_add_(0, part.k_rows.flatten(), grads.flatten(0, 1))
-        for round_grad in work.by_token("grad_by_token", rounds, group_grad):
-            grad_q += round_grad
+            for result, grad in zip(group_kv[part.place].split(kv_sizes, dim=2), grads, strict=True):
+                result.copy_(grad.mT)
+        for total, rows, results in ((grad_q, work.q_rows, group_q), (grad_kv, work.k_rows, group_kv)):
+            rows = rows.view(work.num_rounds, -1)[rounds]
+            if rows.shape[1] == len(total):
+                total += sum_rows(results, places_of(rows))
+            else:  # keys of a band are in several blocks
+                total.index_add_(0, rows.flatten(), results.flatten(0, 1)[: rows.numel()])
     grad_k, grad_v = grad_kv.split(kv_sizes, dim=1)
     grads = grad_q.mul_(scale), grad_k * LN_2, grad_v.contiguous()
     return tuple(grad.to(x.dtype).view(x.shape) for grad, x in zip(grads, (q, k, v), strict=True))
@@ -104,10 +120,10 @@ class _Part(NamedTuple):
 class _Work:
     """What the two passes have in common: rounds in groups, their blocks in parts, and the queries of these in tiles.
 
-    Rounds so small that a tile holds all their blocks make one group of r rounds.
+    Rounds whose results are small, so many numbers a query and a key, make one group of r rounds.
     """
 
-    def __init__(self, layout: Layout, q: Tensor, k: Tensor) -> None:
+    def __init__(self, layout: Layout, q: Tensor, k: Tensor, q_result_dim: int, k_result_dim: int) -> None:
         self.layout = layout
         self.scratch = Scratch(q.device, torch.promote_types(q.dtype, torch.float32))
         self.num_rounds = len(layout.q_index)
@@ -116,7 +132,8 @@ class _Work:
         self.num_blocks = len(self.q_rows) // self.num_rounds  # S
         sizes = self.q_rows.shape[1], self.k_rows.shape[1]
         self.part_blocks, self.tile_queries = tile_shape(*sizes, self.scratch, layout.max_score_bytes)
-        self.group_rounds = min(max(self.part_blocks // self.num_blocks, 1), self.num_rounds)  # r
+        results = self.num_blocks * (sizes[0] * q_result_dim + sizes[1] * k_result_dim)  # of a round
+        self.group_rounds = min(max(GROUP_BYTES // (self.scratch.dtype.itemsize * results), 1), self.num_rounds)  # r
         self.pairs = Pairs(layout, self.q_rows, self.k_rows, (q.shape[2], k.shape[2]), self.scratch)
 
     def rows(self, x: Tensor) -> Tensor:
@@ -145,12 +162,18 @@ class _Work:
             hide_ = None if self.layout.all_visible else partial(self.pairs.hide_, q_rows=q_rows, keys=part.keys)
             yield queries, q_rows, hide_, self.pairs.keep(q_rows, part.keys, part.blocks)
 
-    def by_token(self, name: str, rounds: slice, results: Tensor) -> Iterator[Tensor]:
-        """A group's results (r·S, M, dim), round by round in the tokens' places: (G·N, dim), valid until the next."""
-        results = results.view(self.group_rounds, -1, results.shape[2])
-        for rows, result in zip(self.q_rows.view(self.num_rounds, -1)[rounds], results, strict=False):
-            out = self.scratch(name, *result.shape)
-            yield torch.index_select(result, 0, inverse_order(rows), out=out)
+
+def places_of(rows: Tensor) -> Tensor:
+    """Where the results of r rounds have those of a token, from which token each is of: (r, n) -> (n, r) below r·n."""
+    by_token = rows * len(rows) + torch.arange(len(rows), device=rows.device)[:, None]
+    dtype = torch.int32 if rows.numel() < 1 << 31 else torch.int64
+    ranks = torch.arange(rows.numel(), dtype=dtype, device=rows.device)
+    return torch.empty_like(ranks).scatter_(0, by_token.flatten(), ranks).view(-1, len(rows))
+
+
+def sum_rows(x: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sums over r of weights[n, r] * x[places[n, r]], where the rows of x are its first two dimensions: (n, D)."""
+    return F.embedding_bag(places, x.flatten(0, 1), mode="sum", per_sample_weights=weights)
 
 
 def to_rows(index: Tensor, num_tokens: int) -> Tensor:

@@ -33,7 +33,7 @@ def test_equals_the_softmax(sizes, hide, leave_out, tile_queries):
 
     q, k, v = (x.detach() for x in (0.9 * LOG2_E * q, k, v))
     scratch = Scratch(q.device, q.dtype)
-    out, lse = torch.empty_like(true_out), torch.empty_like(true_out[..., :1])
+    out, mass, top = torch.empty_like(true_out), *torch.empty(2, *true_out[..., :1].shape, dtype=q.dtype)
     tiles = list(slices(0, sizes[0], tile_queries))
     rules = [
         (lambda scores, m=m: scores.add_(hidden[:, m] * HIDDEN), keep[:, m])
@@ -42,7 +42,8 @@ def test_equals_the_softmax(sizes, hide, leave_out, tile_queries):
         for m in tiles
     ]
     for m, (hide_, kept) in zip(tiles, rules, strict=True):
-        tile_forward_(out[:, m], lse[:, m], q[:, m], k, v, hide_, kept, scratch)
+        tile_forward_(out[:, m], mass[:, m], top[:, m], q[:, m], k, v, hide_, kept, scratch)
+    out, lse = out / mass, top + mass.log2()
     assert_close(lse.squeeze(-1)[visible] * LN_2, true_lse[visible])
     assert (lse.squeeze(-1)[~visible] < HIDDEN / 2).all()
     assert_close(out[visible], true_out[visible])
