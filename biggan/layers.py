@@ -49,7 +49,7 @@ def conv_after_upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """
     if x.device.type not in STRIDED_DEVICES:
         return F.conv2d(upsample2x(x), weight, bias, padding=1)
-    kernel = _sum_of_shifts(weight.flip(2, 3)).transpose(0, 1)  # (C, C', 4, 4)
+    kernel = _pooled_shifts(weight.flip(2, 3), divisor=1).transpose(0, 1)  # (C, C', 4, 4)
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
@@ -60,12 +60,12 @@ def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     """
     if x.device.type not in STRIDED_DEVICES:
         return downsample2x(F.conv2d(x, weight, bias, padding=1))
-    return F.conv2d(x, _sum_of_shifts(weight) / 4, bias, stride=2, padding=1)
+    return F.conv2d(x, _pooled_shifts(weight, divisor=4), bias, stride=2, padding=1)
 
 
-def _sum_of_shifts(weight: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 4, 4): the weight in the four corners of a 4x4 kernel, added up."""
-    return sum(F.pad(weight, shift) for shift in ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0)))
+def _pooled_shifts(weight: Tensor, divisor: int) -> Tensor:
+    """(C', C, 3, 3) -> (C', C, 4, 4): the weight in the four corners of a 4x4 kernel, added up and divided."""
+    return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
 @torch.no_grad()

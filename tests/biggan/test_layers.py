@@ -10,7 +10,7 @@ from torch import nn
 from biggan.batch_norm import BatchNorm, ConditionalBatchNorm
 from biggan.blocks import DiscriminatorBlock, GeneratorBlock
 from biggan.layers import conv_after_upsample, conv_before_downsample, initialize_orthogonal, upsample2x
-from biggan.spectral_norm import SpectralConv2d, SpectralEmbedding, SpectralLinear
+from biggan.spectral_norm import DivideBySigma, SpectralConv2d, SpectralEmbedding, SpectralLinear
 from biggan.standing_statistics import standing_statistics
 
 MEMORY_FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -65,6 +65,31 @@ def test_gradient_of_spectral_norm_holds_the_singular_vectors_constant():
     layer.normalized_weight().backward(upstream)
     expected = (upstream - (upstream * matrix).sum() / sigma * u.T @ v) / sigma
     torch.testing.assert_close(layer.weight.grad, expected)
+
+
+@MEMORY_FORMATS
+def test_gradients_of_division_by_sigma(memory_format):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, dtype=torch.float64).to(memory_format=memory_format)
+    matrix = weight.permute(0, 2, 3, 1).flatten(1) if weight.stride(1) == 1 else weight.flatten(1)
+    u, v = F.normalize(torch.randn(1, 4).double()), F.normalize(torch.randn(1, 12).double())
+    sigma = (v @ matrix.T @ u.T).view(1)
+    upstream = torch.randn_like(weight)
+
+    def plain(weight):
+        rows = weight.permute(0, 2, 3, 1).flatten(1) if weight.stride(1) == 1 else weight.flatten(1)
+        return weight / (v @ rows.T @ u.T).squeeze()
+
+    results = []
+    for divide in (lambda weight: DivideBySigma.apply(weight, u, v, sigma), plain):
+        leaf = weight.clone().requires_grad_()
+        out = divide(leaf)
+        (grad,) = torch.autograd.grad(out, leaf, upstream, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), leaf)
+        results.append((out, grad, second))
+    assert results[0][1].stride() == weight.stride()
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_spectral_norm_ignores_autocast():
