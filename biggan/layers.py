@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 # Elsewhere, on XLA, the partitioner gathers the whole batch for the gradient of a convolution with a stride.
 STRIDED_DEVICES = ("cpu", "cuda")
+# From so many channels on the other side, adding up pixels costs less than the 7 products that it saves each of them.
+# On CUDA memory is dearer than products.
+CPU_CHANNELS_UP, CPU_CHANNELS_DOWN = 96, 48
 
 
 def upsample2x(x: Tensor) -> Tensor:
@@ -41,26 +44,48 @@ def downsample2x(x: Tensor) -> Tensor:
 def conv_after_upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3x3 convolution of the upsampled x, without upsampling: (B, C, H, W) -> (B, C', 2H, 2W).
 
-    Each output pixel sees only 2x2 different input pixels, so 16 products a pixel of x do what 36 did: a transposed
-    convolution with stride 2, whose 4x4 kernel is the sum of the weight shifted to the four places of a pixel's copies.
+    Upsampling puts zeros between the pixels and adds up squares of 2x2. What is added up is either the kernel, once for
+    each of the four places of a pixel's copies: a transposed convolution with stride 2 whose 4x4 kernel makes 16
+    products a pixel of x instead of 36. Or it is the result, which leaves 9.
 
     Args:
         weight: (C', C, 3, 3).  bias: (C',).
     """
     if x.device.type not in STRIDED_DEVICES:
         return F.conv2d(upsample2x(x), weight, bias, padding=1)
-    kernel = _pooled_shifts(weight.flip(2, 3), divisor=1).transpose(0, 1)  # (C, C', 4, 4)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+    kernel = weight.flip(2, 3).transpose(0, 1)  # (C, C', 3, 3)
+    if x.device.type == "cpu" and x.shape[1] >= CPU_CHANNELS_UP:
+        return Mean2x2.apply(F.conv_transpose2d(x, 4 * kernel, bias, stride=2), 0)
+    return F.conv_transpose2d(x, _pooled_shifts(kernel, divisor=1), bias, stride=2, padding=1)
 
 
 def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The 2x2 means of a 3x3 convolution, as one convolution with stride 2: (B, C, H, W) -> (B, C', H/2, W/2).
 
-    16 products a pixel of the result instead of 36; arguments as in `conv_after_upsample`.
+    16 products a pixel of the result instead of 36 with means of the kernel, 9 with means of x; arguments as in
+    `conv_after_upsample`.
     """
     if x.device.type not in STRIDED_DEVICES:
         return downsample2x(F.conv2d(x, weight, bias, padding=1))
+    if x.device.type == "cpu" and weight.shape[0] >= CPU_CHANNELS_DOWN:
+        return F.conv2d(Mean2x2.apply(x, 1), weight, bias, stride=2)
     return F.conv2d(x, _pooled_shifts(weight, divisor=4), bias, stride=2, padding=1)
+
+
+class Mean2x2(torch.autograd.Function):
+    """Means of all 2x2 squares: (B, C, H, W) -> (B, C, H - 1 + 2p, W - 1 + 2p) with p zeros around, 0 or 1.
+
+    The gradient is the same operation with 1 - p, and needs nothing to be kept.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, padding: int) -> Tensor:
+        ctx.padding = padding
+        return F.avg_pool2d(x, 2, stride=1, padding=padding)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return Mean2x2.apply(grad, 1 - ctx.padding), None
 
 
 def _pooled_shifts(weight: Tensor, divisor: int) -> Tensor:

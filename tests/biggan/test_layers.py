@@ -9,7 +9,15 @@ from torch import nn
 
 from biggan.batch_norm import BatchNorm, ConditionalBatchNorm
 from biggan.blocks import DiscriminatorBlock, GeneratorBlock
-from biggan.layers import conv_after_upsample, conv_before_downsample, initialize_orthogonal, upsample2x
+from biggan.layers import (
+    CPU_CHANNELS_DOWN,
+    CPU_CHANNELS_UP,
+    Mean2x2,
+    conv_after_upsample,
+    conv_before_downsample,
+    initialize_orthogonal,
+    upsample2x,
+)
 from biggan.spectral_norm import DivideBySigma, SpectralConv2d, SpectralEmbedding, SpectralLinear
 from biggan.standing_statistics import standing_statistics
 
@@ -134,11 +142,12 @@ def plain_conv(layer, x):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 6)])
-def test_convolutions_that_resample(size):
+@pytest.mark.parametrize("channels", [(4, 5), (CPU_CHANNELS_UP, CPU_CHANNELS_DOWN)])
+def test_convolutions_that_resample(size, channels):
     torch.manual_seed(0)
-    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, channels[0], *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*reversed(channels), 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(channels[1], dtype=torch.float64, requires_grad=True)
     up = conv_after_upsample(x, weight, bias), F.conv2d(upsample2x(x), weight, bias, padding=1)
     wide = F.pad(x, (0, size[1], 0, size[0]))  # an even size
     down = conv_before_downsample(wide, weight, bias), F.avg_pool2d(F.conv2d(wide, weight, bias, padding=1), 2)
@@ -151,6 +160,13 @@ def test_convolutions_that_resample(size):
             strict=True,
         ):
             torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_derivatives_of_means_of_squares(padding):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Mean2x2.apply(x, padding), x)
+    assert torch.autograd.gradgradcheck(lambda x: Mean2x2.apply(x, padding), x)
 
 
 def test_generator_block_is_its_formula():
