@@ -22,7 +22,7 @@ from attention.smyrf.layout import Layout
 from attention.smyrf.pairs import Keys, Pairs
 from attention.tiled import HIDDEN, LN_2, LOG2_E, Hide, Scratch, slices, tile_backward, tile_forward_, tile_shape
 
-GROUP_BYTES = 1 << 24  # of results that wait to be put in the tokens' places
+GROUP_BYTES = 1 << 23  # of results that wait to be put in the tokens' places; one round at least
 
 
 @torch.no_grad()
@@ -43,8 +43,7 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
         masses, tops = (x.flatten().index_select(0, places.flatten()).view_as(places) for x in (group_mass, group_top))
         top = tops.amax(dim=1, keepdim=True)
         weights = torch.exp2(tops - top)
-        group = sum_rows(group_out, places, weights), (weights * masses).sum(dim=1, keepdim=True), top
-        merged = group if merged is None else _merge_(*merged, *group)
+        merged = _merge_(merged, sum_rows(group_out, places, weights), (weights * masses).sum(dim=1, keepdim=True), top)
     out, mass, top = merged
     mass = mass.clamp_min_(torch.finfo(mass.dtype).tiny)
     out, lse = out.div_(mass), mass.log2().add_(top)
@@ -54,11 +53,17 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
     return out.to(q.dtype).view(*q.shape[:3], -1), lse.mul_(LN_2).view(q.shape[:3])
 
 
-def _merge_(out: Tensor, mass: Tensor, top: Tensor, out_2: Tensor, mass_2: Tensor, top_2: Tensor) -> tuple[Tensor, ...]:
-    """The sums of two groups of rounds: the first's in place."""
-    highest = torch.maximum(top, top_2)
-    weight, weight_2 = torch.exp2(top - highest), torch.exp2(top_2 - highest)
-    return out.mul_(weight).addcmul_(out_2, weight_2), mass.mul_(weight).addcmul_(mass_2, weight_2), highest
+def _merge_(
+    merged: tuple[Tensor, Tensor, Tensor] | None, out: Tensor, mass: Tensor, top: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of a group of rounds added to those of others, in place."""
+    if merged is None:
+        return out, mass, top
+    highest = torch.maximum(merged[2], top)
+    weight, weight_before = torch.exp2(top - highest), torch.exp2(merged[2] - highest)
+    for total, addend in zip(merged[:2], (out, mass), strict=True):
+        total.mul_(weight_before).addcmul_(addend, weight)
+    return *merged[:2], highest
 
 
 @torch.no_grad()
