@@ -1,5 +1,9 @@
 """Exit codes and messages."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from runtime.cli import CommandParser, run_command
@@ -45,3 +49,20 @@ def test_names_of_files_do_not_command_the_terminal(capsys):
 
     assert run_command(main, []) == 2
     assert capsys.readouterr().err == "error: a\\x1b[2Jb.png is damaged\nsecond line, é\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own rules")
+def test_memory_of_freed_tensors_is_kept():
+    program = """
+import resource, torch
+import runtime.cli
+faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+for _ in range(6):
+    tensors = [torch.ones(3_000_000) for _ in range(8)]
+    del tensors
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(*faults)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    before, first, *_, last = map(int, output.split())
+    assert last - first < first - before  # five rounds after the first, which would each take as many pages
