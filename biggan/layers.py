@@ -53,10 +53,10 @@ def conv_after_upsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """
     if x.device.type not in STRIDED_DEVICES:
         return F.conv2d(upsample2x(x), weight, bias, padding=1)
-    kernel = weight.flip(2, 3).transpose(0, 1)  # (C, C', 3, 3)
+    kernel = 4 * weight.flip(2, 3)  # the sum of a square is 4 times its mean
     if x.device.type == "cpu" and x.shape[1] >= CPU_CHANNELS_UP:
-        return Mean2x2.apply(F.conv_transpose2d(x, 4 * kernel, bias, stride=2), 0)
-    return F.conv_transpose2d(x, _pooled_shifts(kernel, divisor=1), bias, stride=2, padding=1)
+        return Mean2x2.apply(F.conv_transpose2d(x, kernel.transpose(0, 1), bias, stride=2), 0)
+    return F.conv_transpose2d(x, Mean2x2.apply(kernel, 1).transpose(0, 1), bias, stride=2, padding=1)
 
 
 def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,7 +69,7 @@ def conv_before_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
         return downsample2x(F.conv2d(x, weight, bias, padding=1))
     if x.device.type == "cpu" and weight.shape[0] >= CPU_CHANNELS_DOWN:
         return F.conv2d(Mean2x2.apply(x, 1), weight, bias, stride=2)
-    return F.conv2d(x, _pooled_shifts(weight, divisor=4), bias, stride=2, padding=1)
+    return F.conv2d(x, Mean2x2.apply(weight, 1), bias, stride=2, padding=1)
 
 
 class Mean2x2(torch.autograd.Function):
@@ -86,11 +86,6 @@ class Mean2x2(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return Mean2x2.apply(grad, 1 - ctx.padding), None
-
-
-def _pooled_shifts(weight: Tensor, divisor: int) -> Tensor:
-    """(C', C, 3, 3) -> (C', C, 4, 4): the weight in the four corners of a 4x4 kernel, added up and divided."""
-    return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
 @torch.no_grad()

@@ -79,17 +79,15 @@ def test_gradient_of_spectral_norm_holds_the_singular_vectors_constant():
 def test_gradients_of_division_by_sigma(memory_format):
     torch.manual_seed(0)
     weight = torch.randn(4, 3, 2, 2, dtype=torch.float64).to(memory_format=memory_format)
-    matrix = weight.permute(0, 2, 3, 1).flatten(1) if weight.stride(1) == 1 else weight.flatten(1)
     u, v = F.normalize(torch.randn(1, 4).double()), F.normalize(torch.randn(1, 12).double())
-    sigma = (v @ matrix.T @ u.T).view(1)
     upstream = torch.randn_like(weight)
 
-    def plain(weight):
+    def sigma(weight):
         rows = weight.permute(0, 2, 3, 1).flatten(1) if weight.stride(1) == 1 else weight.flatten(1)
-        return weight / (v @ rows.T @ u.T).squeeze()
+        return (v @ rows.T @ u.T).view(1)
 
     results = []
-    for divide in (lambda weight: DivideBySigma.apply(weight, u, v, sigma), plain):
+    for divide in (lambda w: DivideBySigma.apply(w, u, v, sigma(weight)), lambda w: w / sigma(w)):
         leaf = weight.clone().requires_grad_()
         out = divide(leaf)
         (grad,) = torch.autograd.grad(out, leaf, upstream, create_graph=True)
