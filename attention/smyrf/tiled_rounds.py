@@ -30,7 +30,8 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
     """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
     work = _Work(layout, q, k, v.shape[3], 0)
     q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), work.rows(v)], dim=1)
-    buffers = group_out, group_mass, group_top = [work.group_buffer(dim) for dim in (v.shape[3], 1, 1)]  # (r·S, M, dim)
+    buffers = [work.group_buffer(work.q_rows, dim) for dim in (v.shape[3], 1, 1)]  # (r·S, M, dim)
+    group_out, group_mass, group_top = buffers
     merged = None
     for rounds in work.groups():
         for part in work.parts(rounds):
@@ -88,9 +89,9 @@ def attend_backward(
     q_all = torch.cat([work.rows(q) * (scale * LOG2_E), grad_out, delta, lse], dim=1)
     kv_all = torch.cat([work.rows(k), work.rows(v)], dim=1)
     q_sizes, kv_sizes = (q.shape[3], v.shape[3], 1, 1), (k.shape[3], v.shape[3])
-    grad_q, grad_kv = torch.zeros_like(q_all[:, : q.shape[3]]), torch.zeros_like(kv_all)
-    group_q = work.group_buffer(q.shape[3])  # (r·S, M, D)
-    group_kv = group_q.new_empty(len(group_q), work.k_rows.shape[1], sum(kv_sizes))  # (r·S, N, D + Dv)
+    grad_q, grad_kv = q_all.new_zeros(len(q_all), q.shape[3]), torch.zeros_like(kv_all)
+    group_q = work.group_buffer(work.q_rows, q.shape[3])  # (r·S, M, D)
+    group_kv = work.group_buffer(work.k_rows, sum(kv_sizes))  # (r·S, N, D + Dv)
     for rounds in work.groups():
         for part in work.parts(rounds):
             k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(kv_sizes, dim=2)
@@ -145,9 +146,9 @@ class _Work:
         """(B, H, N, D) -> (G·N, D), contiguous and in full precision."""
         return x.flatten(0, 2).to(self.scratch.dtype).contiguous()
 
-    def group_buffer(self, dim: int) -> Tensor:
-        """(r·S, M, dim), for the results of a group."""
-        shape = (self.group_rounds * self.num_blocks, self.q_rows.shape[1], dim)
+    def group_buffer(self, rows: Tensor, dim: int) -> Tensor:
+        """(r·S, M or N, dim), for a group's results of the queries or the keys of `rows`."""
+        shape = (self.group_rounds * self.num_blocks, rows.shape[1], dim)
         return torch.empty(shape, dtype=self.scratch.dtype, device=self.scratch.device)
 
     def groups(self) -> Iterator[slice]:
