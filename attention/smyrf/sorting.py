@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import torch
 from torch import Tensor
 
-MAX_THREADS = 4  # torch sorts rows in parallel; NumPy sorts one after another, five to seven times as fast
+THREAD_KEYS = 1 << 16  # a thread sorts this many in several times what it takes to start
 
 
 def stable_order(keys: Tensor) -> Tensor:
@@ -19,18 +21,28 @@ def stable_order(keys: Tensor) -> Tensor:
 def _order_on_cpu(keys: Tensor) -> Tensor:
     """Sorts 64-bit integers: above, the key's bits as an integer that compares as the key does; below, its place.
 
-    NumPy sorts integers by the processor's vector instructions, and the memory is the tensor's own.
+    NumPy sorts integers by the processor's vector instructions, five to seven times as fast as torch, and lets other
+    threads run. The memory is the tensor's own.
     """
-    if min(torch.get_num_threads(), keys[..., 0].numel()) > MAX_THREADS:
-        return keys.argsort(dim=-1, stable=True)
     bits = (keys + 0.0).view(torch.int32)  # -0 becomes 0, to be equal to it
     bits ^= (bits >> 31) & 0x7FFFFFFF  # the bits of negative numbers but the sign grow as the numbers fall
     packed = bits.long().bitwise_left_shift_(32).bitwise_or_(torch.arange(keys.shape[-1]))
     try:
-        packed.numpy().sort()
+        _sort_rows_(packed.unsqueeze(0).flatten(0, -2))
     except RuntimeError:  # torch without NumPy
         packed = packed.sort().values
     return packed.bitwise_and_(0xFFFFFFFF)
+
+
+def _sort_rows_(rows: Tensor) -> None:
+    threads = max(min(torch.get_num_threads(), len(rows), rows.numel() // THREAD_KEYS), 1)
+    first, *others = (part.numpy() for part in rows.tensor_split(threads))
+    others = [Thread(target=part.sort) for part in others]
+    for thread in others:
+        thread.start()
+    first.sort()
+    for thread in others:
+        thread.join()
 
 
 @_order_on_cpu.register_fake

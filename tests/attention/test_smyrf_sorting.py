@@ -24,9 +24,10 @@ def test_it_is_the_stable_argsort(shape, draw):
     assert torch.equal(keys, before)
 
 
-@pytest.mark.parametrize("threads", [1, 64])
+@pytest.mark.parametrize("threads", [1, 3, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_whatever_sorts_the_order_is_the_same(threads, dtype, monkeypatch):
+    monkeypatch.setattr(sorting, "THREAD_KEYS", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     keys = torch.randint(50, (8, 300)).to(dtype)
