@@ -65,7 +65,7 @@ def slices(start: int, stop: int, step: int) -> Iterator[slice]:
 
 def tile_forward_(
     out: Tensor,
-    mass: Tensor,
+    mass: Tensor | None,
     top: Tensor,
     q: Tensor,
     k: Tensor,
@@ -78,7 +78,7 @@ def tile_forward_(
 
     Args:
         out: (S, M, Dv), for the sum of exp2(score - top) v.
-        mass: (S, M, 1), for that of exp2(score - top).
+        mass: (S, M, 1), for that of exp2(score - top). None leaves it to a column of ones in v.
         top: (S, M, 1), for the largest score of a visible pair; below HIDDEN / 2 where there is none, and the sums then
             mean nothing.
         q: (S, M, D), times scale and log2(e).  k: (S, N, D).  v: (S, N, Dv).
@@ -92,7 +92,8 @@ def tile_forward_(
     weights = scores.sub_(top).exp2_()
     if keep is not None:
         weights.mul_(keep)
-    torch.sum(weights, dim=-1, keepdim=True, out=mass)
+    if mass is not None:
+        torch.sum(weights, dim=-1, keepdim=True, out=mass)
     if out.is_contiguous() and v.shape[2] >= NARROW:
         torch.bmm(weights, v, out=out)
     else:
@@ -104,8 +105,6 @@ def tile_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    delta: Tensor,
-    lse: Tensor,
     hide_: Hide | None,
     keep: Tensor | None,
     grad_k: Tensor | None,
@@ -117,10 +116,12 @@ def tile_backward(
     `lse` may belong to a softmax over more keys than the block's own: then the result is the block's share of the
     gradient of that softmax. With delta = rowsum(grad_out * out) - grad_lse, where grad_lse is the gradient of the
     natural log-sum-exp: dV = Pᵀ grad_out,  dS = P * (grad_out vᵀ - delta),  dQ = dS k,  dK = dSᵀ q
-    (Dao et al. 2022, arXiv:2205.14135, appendix B).
+    (Dao et al. 2022, arXiv:2205.14135, appendix B). One column more lets the products subtract lse and delta.
 
     Args:
-        grad_out: (S, M, Dv).  delta, lse: (S, M, 1).  q, k, v, hide_ and keep as in `tile_forward`.
+        grad_out: (S, M, Dv + 1), the last column delta.  v: (S, N, Dv + 1), the last column -1.
+        q: (S, M, D + 1), times scale and log2(e), the last column lse.  k: (S, N, D + 1), the last column -1.
+        hide_ and keep: as in `tile_forward_`.
         grad_k, grad_v: what other queries of these blocks gave, to be added to in place; None for the first.
 
     Returns:
@@ -130,13 +131,13 @@ def tile_backward(
     weights = _product(q, k.mT, "scores", scratch)
     if hide_ is not None:
         hide_(weights)
-    weights = weights.sub_(lse).exp2_()
+    weights.exp2_()
     if keep is not None:
         weights.mul_(keep)
-    grad_scores = _product(grad_out, v.mT, "grad_scores", scratch).sub_(delta).mul_(weights)
-    grad_v = _add_product_(grad_v, grad_out.mT, weights, "grad_v", scratch)
-    grad_k = _add_product_(grad_k, q.mT, grad_scores, "grad_k", scratch)
-    return _product_to_narrow(grad_scores, k, "grad_q", scratch), grad_k, grad_v
+    grad_scores = _product(grad_out, v.mT, "grad_scores", scratch).mul_(weights)
+    grad_v = _add_product_(grad_v, grad_out[..., :-1].mT, weights, "grad_v", scratch)
+    grad_k = _add_product_(grad_k, q[..., :-1].mT, grad_scores, "grad_k", scratch)
+    return _product_to_narrow(grad_scores, k[..., :-1], "grad_q", scratch), grad_k, grad_v
 
 
 def _product(a: Tensor, b: Tensor, name: str, scratch: Scratch) -> Tensor:

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from attention.smyrf.layout import Layout
 from attention.smyrf.pairs import Keys, Pairs
-from attention.tiled import HIDDEN, LN_2, LOG2_E, Hide, Scratch, slices, tile_backward, tile_forward_, tile_shape
+from attention.tiled import (
+    HIDDEN,
+    LN_2,
+    LOG2_E,
+    NARROW,
+    Hide,
+    Scratch,
+    slices,
+    tile_backward,
+    tile_forward_,
+    tile_shape,
+)
 
 GROUP_BYTES = 1 << 23  # of results that wait to be put in the tokens' places; one round at least
 
@@ -28,30 +39,40 @@ GROUP_BYTES = 1 << 23  # of results that wait to be put in the tokens' places; o
 @torch.no_grad()
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
-    work = _Work(layout, q, k, v.shape[3], 0)
-    q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), work.rows(v)], dim=1)
-    buffers = [work.group_buffer(work.q_rows, dim) for dim in (v.shape[3], 1, 1)]  # (r·S, M, dim)
-    group_out, group_mass, group_top = buffers
+    # On a CPU products take as long as with their width rounded up to 16: what that leaves free sums the weights.
+    spare = -v.shape[3] % NARROW
+    sizes = k.shape[3], v.shape[3] + spare
+    work = _Work(layout, q, k, sizes[1], 0)
+    v_rows = F.pad(work.rows(v), (0, spare), value=1.0)
+    q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), v_rows], dim=1)
+    group_out, group_top = (work.group_buffer(work.q_rows, dim) for dim in (sizes[1], 1))  # (r·S, M, dim)
+    group_mass = None if spare else torch.empty_like(group_top)
     merged = None
     for rounds in work.groups():
         for part in work.parts(rounds):
-            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split((k.shape[3], v.shape[3]), dim=2)
+            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(sizes, dim=2)
             for queries, q_rows, hide_, keep in work.queries(part):
                 q_tile = work.scratch.gather("q", q_all, q_rows)
-                results = (buffer[part.place, queries] for buffer in buffers)
+                results = (x if x is None else x[part.place, queries] for x in (group_out, group_mass, group_top))
                 tile_forward_(*results, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
         places = places_of(work.q_rows.view(work.num_rounds, -1)[rounds])  # (G·Nq, r)
-        masses, tops = (x.flatten().index_select(0, places.flatten()).view_as(places) for x in (group_mass, group_top))
+        tops = _take(group_top, places)
         top = tops.amax(dim=1, keepdim=True)
         weights = torch.exp2(tops - top)
-        merged = _merge_(merged, sum_rows(group_out, places, weights), (weights * masses).sum(dim=1, keepdim=True), top)
+        out = sum_rows(group_out, places, weights)
+        mass = out[:, -1:] if spare else (weights * _take(group_mass, places)).sum(dim=1, keepdim=True)
+        merged = _merge_(merged, out[:, : v.shape[3]], mass, top)
     out, mass, top = merged
     mass = mass.clamp_min_(torch.finfo(mass.dtype).tiny)
-    out, lse = out.div_(mass), mass.log2().add_(top)
+    out, lse = out.div_(mass).contiguous(), mass.log2().add_(top)
     if not layout.all_visible:
         empty = lse < HIDDEN / 2
         out.masked_fill_(empty, 0.0), lse.masked_fill_(empty, -torch.inf)
     return out.to(q.dtype).view(*q.shape[:3], -1), lse.mul_(LN_2).view(q.shape[:3])
+
+
+def _take(x: Tensor, places: Tensor) -> Tensor:
+    return x.flatten().index_select(0, places.flatten()).view_as(places)
 
 
 def _merge_(
@@ -86,22 +107,23 @@ def attend_backward(
     delta = delta if grad_lse is None else delta - grad_lse.reshape(-1, 1)
     lse = lse.reshape(-1, 1) * LOG2_E
     lse = lse.masked_fill(lse == -torch.inf, -HIDDEN)  # these queries saw no key: exp2(s - huge) = 0
-    q_all = torch.cat([work.rows(q) * (scale * LOG2_E), grad_out, delta, lse], dim=1)
-    kv_all = torch.cat([work.rows(k), work.rows(v)], dim=1)
-    q_sizes, kv_sizes = (q.shape[3], v.shape[3], 1, 1), (k.shape[3], v.shape[3])
-    grad_q, grad_kv = q_all.new_zeros(len(q_all), q.shape[3]), torch.zeros_like(kv_all)
+    q_all = torch.cat([work.rows(q) * (scale * LOG2_E), lse, grad_out, delta], dim=1)
+    minus_one = k.new_full((len(work.rows(k)), 1), -1.0, dtype=q_all.dtype)
+    kv_all = torch.cat([work.rows(k), minus_one, work.rows(v), minus_one], dim=1)
+    sizes, tile_sizes = (k.shape[3], v.shape[3]), (k.shape[3] + 1, v.shape[3] + 1)
+    grad_q, grad_kv = q_all.new_zeros(len(q_all), sizes[0]), q_all.new_zeros(len(kv_all), sum(sizes))
     group_q = work.group_buffer(work.q_rows, q.shape[3])  # (r·S, M, D)
-    group_kv = work.group_buffer(work.k_rows, sum(kv_sizes))  # (r·S, N, D + Dv)
+    group_kv = work.group_buffer(work.k_rows, sum(sizes))  # (r·S, N, D + Dv)
     for rounds in work.groups():
         for part in work.parts(rounds):
-            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(kv_sizes, dim=2)
+            k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(tile_sizes, dim=2)
             grads = None, None
             for queries, q_rows, hide_, keep in work.queries(part):
-                q_tile, grad_tile, delta, lse = work.scratch.gather("q", q_all, q_rows).split(q_sizes, dim=2)
+                q_tile, grad_tile = work.scratch.gather("q", q_all, q_rows).split(tile_sizes, dim=2)
                 group_q[part.place, queries], *grads = tile_backward(
-                    grad_tile, q_tile, k_tile, v_tile, delta, lse, hide_, keep, *grads, work.scratch
+                    grad_tile, q_tile, k_tile, v_tile, hide_, keep, *grads, work.scratch
                 )
-            for result, grad in zip(group_kv[part.place].split(kv_sizes, dim=2), grads, strict=True):
+            for result, grad in zip(group_kv[part.place].split(sizes, dim=2), grads, strict=True):
                 result.copy_(grad.mT)
         for total, rows, results in ((grad_q, work.q_rows, group_q), (grad_kv, work.k_rows, group_kv)):
             rows = rows.view(work.num_rounds, -1)[rounds]
@@ -109,7 +131,7 @@ def attend_backward(
                 total += sum_rows(results, places_of(rows))
             else:  # keys of a band are in several blocks
                 total.index_add_(0, rows.flatten(), results.flatten(0, 1)[: rows.numel()])
-    grad_k, grad_v = grad_kv.split(kv_sizes, dim=1)
+    grad_k, grad_v = grad_kv.split(sizes, dim=1)
     grads = grad_q.mul_(scale), grad_k * LN_2, grad_v.contiguous()
     return tuple(grad.to(x.dtype).view(x.shape) for grad, x in zip(grads, (q, k, v), strict=True))
 

@@ -13,6 +13,11 @@ def blocks(num_queries, num_keys, head_dim, value_dim):
     return [torch.randn(3, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
 
 
+def column(x, last=None):
+    """(S, M, D) -> (S, M, D + 1), with -1 where nothing else is given."""
+    return torch.cat([x, torch.full_like(x[..., :1], -1.0) if last is None else last], dim=-1)
+
+
 @pytest.mark.parametrize("tile_queries", [2, 5, 9])
 @pytest.mark.parametrize("sizes", [(9, 5, 3, 8), (9, 7, 6, 20), (9, 4, 17, 16)])
 @pytest.mark.parametrize("hide, leave_out", [(False, False), (True, False), (False, True), (True, True)])
@@ -52,8 +57,8 @@ def test_equals_the_softmax(sizes, hide, leave_out, tile_queries):
     lse = lse.masked_fill(~visible[..., None], -HIDDEN)
     grad_q, grad_k, grad_v = torch.empty_like(q), None, None
     for m, (hide_, kept) in zip(tiles, rules, strict=True):
-        tile = weight[:, m], q[:, m], k, v, delta[:, m], lse[:, m], hide_, kept, grad_k, grad_v, scratch
-        grad_q[:, m], grad_k, grad_v = tile_backward(*tile)
+        tile = column(weight, delta)[:, m], column(q, lse)[:, m], column(k), column(v), hide_, kept, grad_k, grad_v
+        grad_q[:, m], grad_k, grad_v = tile_backward(*tile, scratch)
     ours = (0.9 * grad_q, LN_2 * grad_k.transpose(1, 2), grad_v.transpose(1, 2))
     for grad, true_grad in zip(ours, true_grads, strict=True):
         assert_close(grad, true_grad)
@@ -69,10 +74,11 @@ def test_halves_of_a_softmax_merge():
     delta, lse = (weight * out).sum(-1, keepdim=True), torch.logsumexp(scores, -1, keepdim=True) * LOG2_E
     q, k, v, delta, lse = (x.detach() for x in (q * LOG2_E, k, v, delta, lse))
     scratch = Scratch(q.device, q.dtype)
+    queries = column(weight, delta), column(q, lse)
     halves = [
         [
             grad.clone()
-            for grad in tile_backward(weight, q, k[:, n], v[:, n], delta, lse, None, None, None, None, scratch)
+            for grad in tile_backward(*queries, column(k)[:, n], column(v)[:, n], None, None, None, None, scratch)
         ]
         for n in (slice(0, 5), slice(5, 10))
     ]
