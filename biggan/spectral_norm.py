@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from biggan.layers import conv2d
+
 
 class SpectralNorm:
     """Adds `u0` (1, out), `sv0` (1,) and `normalized_weight()` to a layer that has a `weight` (out, ...)."""
@@ -108,8 +110,10 @@ class SpectralConv2d(SpectralNorm, nn.Conv2d):
         self.init_spectral_norm(eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        convolve = self.convolve or self._conv_forward
-        return convolve(x, self.normalized_weight(), self.bias)
+        weight = self.normalized_weight()
+        if self.convolve is not None:
+            return self.convolve(x, weight, self.bias)
+        return conv2d(x, weight, self.bias, padding=self.kernel_size[0] // 2)
 
 
 class SpectralLinear(SpectralNorm, nn.Linear):

@@ -12,7 +12,10 @@ from biggan.blocks import DiscriminatorBlock, GeneratorBlock
 from biggan.layers import (
     CPU_CHANNELS_DOWN,
     CPU_CHANNELS_UP,
+    CPU_CHANNELS_WIDE,
     Mean2x2,
+    WideConv2d,
+    conv2d,
     conv_after_upsample,
     conv_before_downsample,
     initialize_orthogonal,
@@ -140,7 +143,7 @@ def plain_conv(layer, x):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 6)])
-@pytest.mark.parametrize("channels", [(4, 5), (CPU_CHANNELS_UP, CPU_CHANNELS_DOWN)])
+@pytest.mark.parametrize("channels", [(4, 5), (CPU_CHANNELS_UP, CPU_CHANNELS_DOWN), (CPU_CHANNELS_WIDE,) * 2])
 def test_convolutions_that_resample(size, channels):
     torch.manual_seed(0)
     x = torch.randn(2, channels[0], *size, dtype=torch.float64, requires_grad=True)
@@ -158,6 +161,45 @@ def test_convolutions_that_resample(size, channels):
             strict=True,
         ):
             torch.testing.assert_close(ours, expected)
+
+
+@MEMORY_FORMATS
+@pytest.mark.parametrize("kernel, stride, padding", [(1, 1, 0), (3, 1, 1), (3, 2, 0), (3, 2, 1), (5, 3, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 7), (5, 2)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_wide_convolutions(transposed, size, kernel, stride, padding, memory_format):
+    if min(size) + 2 * padding < kernel:
+        size = 2 * kernel, kernel
+    torch.manual_seed(0)
+    shapes = (2, 3, *size), (3, 4, kernel, kernel) if transposed else (4, 3, kernel, kernel), (4,)
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    leaves = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    leaves = [x.to(memory_format=memory_format) if x.dim() == 4 else x for x in leaves]
+    leaves = [x.requires_grad_() for x in leaves]
+    results = []
+    for out in (WideConv2d.apply(*leaves, stride, padding, transposed), convolve(*leaves, stride, padding)):
+        upstream = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape)
+        grads = torch.autograd.grad(out, leaves, upstream, retain_graph=True)
+        only_weight = torch.autograd.grad(out, leaves[1], upstream, retain_graph=True)
+        twice = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        results.append([out, *grads, *only_weight, *torch.autograd.grad(sum(x.sin().sum() for x in twice), leaves)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_convolutions_under_autocast(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, CPU_CHANNELS_WIDE, 4, 4, requires_grad=True)
+    weight = torch.randn(CPU_CHANNELS_WIDE, CPU_CHANNELS_WIDE, 3, 3, requires_grad=True)
+    results = []
+    for convolve in (conv2d, F.conv2d):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = convolve(x, weight, None, padding=1)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), (x, weight))])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype is expected.dtype
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0.1)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
