@@ -43,25 +43,20 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
     spare = -v.shape[3] % NARROW
     sizes = k.shape[3], v.shape[3] + spare
     work = _Work(layout, q, k, sizes[1], 0)
-    v_rows = F.pad(work.rows(v), (0, spare), value=1.0)
-    q_all, kv_all = work.rows(q) * (scale * LOG2_E), torch.cat([work.rows(k), v_rows], dim=1)
+    q_all, k_rows, v_rows = work.rows(q) * (scale * LOG2_E), work.rows(k), work.rows(v)
+    kv_all = torch.cat([k_rows, v_rows, v_rows.new_ones(len(v_rows), spare)], dim=1)
     group_out, group_top = (work.group_buffer(work.q_rows, dim) for dim in (sizes[1], 1))  # (r·S, M, dim)
-    group_mass = None if spare else torch.empty_like(group_top)
+    results = group_out, None if spare else torch.empty_like(group_top), group_top
     merged = None
     for rounds in work.groups():
         for part in work.parts(rounds):
             k_tile, v_tile = work.scratch.gather("kv", kv_all, part.k_rows).split(sizes, dim=2)
             for queries, q_rows, hide_, keep in work.queries(part):
                 q_tile = work.scratch.gather("q", q_all, q_rows)
-                results = (x if x is None else x[part.place, queries] for x in (group_out, group_mass, group_top))
-                tile_forward_(*results, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
-        places = places_of(work.q_rows.view(work.num_rounds, -1)[rounds])  # (G·Nq, r)
-        tops = _take(group_top, places)
-        top = tops.amax(dim=1, keepdim=True)
-        weights = torch.exp2(tops - top)
-        out = sum_rows(group_out, places, weights)
-        mass = out[:, -1:] if spare else (weights * _take(group_mass, places)).sum(dim=1, keepdim=True)
-        merged = _merge_(merged, out[:, : v.shape[3]], mass, top)
+                out, mass, top = (x if x is None else x[part.place, queries] for x in results)
+                tile_forward_(out, mass, top, q_tile, k_tile, v_tile, hide_, keep, work.scratch)
+        places = places_of(work.q_rows.view(work.num_rounds, -1)[rounds])
+        merged = _merge_(merged, *_sums_of_group(*results, places, v.shape[3]))
     out, mass, top = merged
     mass = mass.clamp_min_(torch.finfo(mass.dtype).tiny)
     out, lse = out.div_(mass).contiguous(), mass.log2().add_(top)
@@ -71,8 +66,20 @@ def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
     return out.to(q.dtype).view(*q.shape[:3], -1), lse.mul_(LN_2).view(q.shape[:3])
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
-    return x.flatten().index_select(0, places.flatten()).view_as(places)
+def _sums_of_group(
+    out: Tensor, mass: Tensor | None, top: Tensor, places: Tensor, value_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `tile_forward_` left of r rounds (r·S, M, dim) -> the queries' sums over them, (G·Nq, dim) each."""
+
+    def take(x: Tensor) -> Tensor:
+        return x.flatten().index_select(0, places.flatten()).view_as(places)  # (G·Nq, r)
+
+    tops = take(top)
+    top = tops.amax(dim=1, keepdim=True)
+    weights = torch.exp2(tops - top)
+    out = sum_rows(out, places, weights)
+    mass = out[:, value_dim : value_dim + 1] if mass is None else (weights * take(mass)).sum(dim=1, keepdim=True)
+    return out[:, :value_dim], mass, top
 
 
 def _merge_(
@@ -108,8 +115,9 @@ def attend_backward(
     lse = lse.reshape(-1, 1) * LOG2_E
     lse = lse.masked_fill(lse == -torch.inf, -HIDDEN)  # these queries saw no key: exp2(s - huge) = 0
     q_all = torch.cat([work.rows(q) * (scale * LOG2_E), lse, grad_out, delta], dim=1)
-    minus_one = k.new_full((len(work.rows(k)), 1), -1.0, dtype=q_all.dtype)
-    kv_all = torch.cat([work.rows(k), minus_one, work.rows(v), minus_one], dim=1)
+    k_rows, v_rows = work.rows(k), work.rows(v)
+    minus_one = -k_rows.new_ones(len(k_rows), 1)
+    kv_all = torch.cat([k_rows, minus_one, v_rows, minus_one], dim=1)
     sizes, tile_sizes = (k.shape[3], v.shape[3]), (k.shape[3] + 1, v.shape[3] + 1)
     grad_q, grad_kv = q_all.new_zeros(len(q_all), sizes[0]), q_all.new_zeros(len(kv_all), sum(sizes))
     group_q = work.group_buffer(work.q_rows, q.shape[3])  # (r·S, M, D)
