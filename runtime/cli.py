@@ -17,17 +17,16 @@ from runtime.errors import RunError, UserError, describe
 # Read when torch loads its OpenMP, so set before: threads that spin while they wait for each other cost up to ten
 # times the time as soon as something else runs on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Read at torch's first allocation: large tensors on huge pages. With pages of 4 KiB, which the system takes back with
-# every tensor over 32 MiB, page faults take a sixth of a training step of hrrformer on a CPU.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the memory of freed tensors up to 32 MiB, where glibc hands it back to the system.
+    """Lets the process keep the memory of freed tensors up to 32 MiB, and have larger ones on huge pages.
 
-    A training step frees nearly all that it takes, and the system clears every page that it hands out again: a
-    thirtieth of a step of `biggan` on a CPU. Does nothing without glibc.
+    A training step frees nearly all that it takes. glibc hands it back to the system, which clears every page that it
+    hands out again: a thirtieth of a step of `biggan` on a CPU, and with pages of 4 KiB a sixth of one of `hrrformer`.
+    Call it before torch's first allocation. Without glibc it has the huge pages alone.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -35,7 +34,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-keep_freed_memory()
+if os.environ.get("KEEP_FREED_MEMORY", "1") != "0":
+    keep_freed_memory()
 
 # What torch's allocators say on a CPU, on CUDA and on XLA; none of them raises a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED")

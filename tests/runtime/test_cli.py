@@ -1,5 +1,6 @@
 """Exit codes and messages."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def test_names_of_files_do_not_command_the_terminal(capsys):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own rules")
-def test_memory_of_freed_tensors_is_kept():
+@pytest.mark.parametrize("keep", ["0", "1"])
+def test_memory_of_freed_tensors_is_kept(keep):
     program = """
 import resource, torch
 import runtime.cli
@@ -63,6 +65,8 @@ for _ in range(6):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(*faults)
 """
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    command, env = [sys.executable, "-c", program], os.environ | {"KEEP_FREED_MEMORY": keep}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
     before, first, *_, last = map(int, output.split())
-    assert last - first < first - before  # five rounds after the first, which would each take as many pages
+    # Five rounds after the first, which would each take as many pages.
+    assert (last - first < first - before) == (keep == "1")
