@@ -38,7 +38,7 @@ from attention import available_attention, build_attention, dense_attention, get
 from attention.smyrf.clusters import cluster_orders
 from attention.smyrf.naive import naive_clustered_attention
 from runtime.device import open_device
-from runtime.errors import RunError
+from runtime.errors import RunError, UserError
 from tools.attention_plots import plot_crossover
 from tools.benchmarking import (
     describe_machine,
@@ -72,6 +72,8 @@ def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.
     if name == "dense":
         return lambda q, k, v: dense_attention(q, k, v, scale=1.0)
     if is_smyrf(name):
+        if unknown := options.keys() - SMYRF_OPTIONS.keys():
+            raise UserError(f"--set smyrf.{min(unknown)}: the options are {', '.join(SMYRF_OPTIONS)}.")
         options = SMYRF_OPTIONS | options
         sizes, merge = (options["q_cluster_size"], options["k_cluster_size"]), options["merge"]
         generator = torch.Generator().manual_seed(1)
@@ -79,8 +81,11 @@ def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.
         if name == "smyrf-naive":
 
             def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                orders = cluster_orders(q, k, projections, *sizes)
-                return naive_clustered_attention(q, k, v, *orders, *sizes, scale=1.0, merge=merge)
+                fitting = [min(size, x.shape[2]) for size, x in zip(sizes, (q, k), strict=True)]
+                if any(x.shape[2] % size for size, x in zip(fitting, (q, k), strict=True)):
+                    raise ValueError(f"its clusters of {sizes[0]} and {sizes[1]} must divide the lengths")
+                orders = cluster_orders(q, k, projections, *fitting)
+                return naive_clustered_attention(q, k, v, *orders, *fitting, scale=1.0, merge=merge)
 
             return naive
         backend = "auto" if name == "smyrf" else name.removeprefix("smyrf-")

@@ -66,12 +66,21 @@ def test_a_mechanism_that_fails_its_check_is_not_reported(tmp_path, capsys, monk
     assert "smyrf at 64 tokens is off by" in capsys.readouterr().err
 
 
+def test_the_naive_twin_takes_the_lengths_that_its_clusters_divide(capsys):
+    sizes = ["--set", "smyrf.q_cluster_size=48", "--set", "smyrf.k_cluster_size=12"]
+    assert run("--lengths", "32,64", "--repeats", "1", "--passes", "f", *sizes, "--mechanisms", "smyrf-naive") == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("smyrf-naive") == 1
+    assert "smyrf-naive at 64: its clusters of 48 and 12 must divide the lengths" in captured.err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--mechanisms", "smurf"], "no mechanism smurf"),
         (["--set", "smyrf.num_hashes"], "NAME.OPTION=VALUE"),
         (["--set", "smyrf-flash.merge=union"], "no mechanism smyrf-flash"),
+        (["--set", "smyrf.num_hash=2", "--lengths", "64"], "the options are num_hashes,"),
         (["--lengths", "64,many"], "many"),
         (["--passes", "b"], "--passes takes f and fb"),
         (["--length", "64"], "did you mean --lengths?"),
