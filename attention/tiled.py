@@ -94,10 +94,10 @@ def tile_forward_(
         weights.mul_(keep)
     if mass is not None:
         torch.sum(weights, dim=-1, keepdim=True, out=mass)
-    if out.is_contiguous() and v.shape[2] >= NARROW:
+    if out.is_contiguous():
         torch.bmm(weights, v, out=out)
     else:
-        out.copy_(_product_to_narrow(weights, v, "out", scratch))
+        out.copy_(_product(weights, v, "out", scratch))
 
 
 def tile_backward(

@@ -13,6 +13,7 @@ Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial N
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -106,14 +107,11 @@ class SpectralConv2d(SpectralNorm, nn.Conv2d):
         convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.convolve = convolve
+        self.convolve = convolve or partial(conv2d, padding=self.padding[0])
         self.init_spectral_norm(eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.normalized_weight()
-        if self.convolve is not None:
-            return self.convolve(x, weight, self.bias)
-        return conv2d(x, weight, self.bias, padding=self.kernel_size[0] // 2)
+        return self.convolve(x, self.normalized_weight(), self.bias)
 
 
 class SpectralLinear(SpectralNorm, nn.Linear):

@@ -34,7 +34,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-if os.environ.get("KEEP_FREED_MEMORY", "1") != "0":
+KEEPS_FREED_MEMORY = os.environ.get("KEEP_FREED_MEMORY", "1") != "0"
+if KEEPS_FREED_MEMORY:
     keep_freed_memory()
 
 # What torch's allocators say on a CPU, on CUDA and on XLA; none of them raises a MemoryError.

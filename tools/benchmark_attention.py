@@ -29,13 +29,13 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ.setdefault("KEEP_FREED_MEMORY", "0")
 
-from runtime.cli import CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
+from runtime.cli import KEEPS_FREED_MEMORY, CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
 
 import torch
 from torch import Tensor
 
 from attention import available_attention, build_attention, dense_attention, get_mechanism, smyrf_attention
-from attention.smyrf.clusters import cluster_orders
+from attention.smyrf.clusters import cluster_orders, resolve_cluster_sizes
 from attention.smyrf.naive import naive_clustered_attention
 from runtime.device import open_device
 from runtime.errors import RunError, UserError
@@ -81,11 +81,11 @@ def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.
         if name == "smyrf-naive":
 
             def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                fitting = [min(size, x.shape[2]) for size, x in zip(sizes, (q, k), strict=True)]
-                if any(x.shape[2] % size for size, x in zip(fitting, (q, k), strict=True)):
-                    raise ValueError(f"its clusters of {sizes[0]} and {sizes[1]} must divide the lengths")
-                orders = cluster_orders(q, k, projections, *fitting)
-                return naive_clustered_attention(q, k, v, *orders, *fitting, scale=1.0, merge=merge)
+                *whole, _ = resolve_cluster_sizes(q.shape[2], k.shape[2], *sizes)
+                if q.shape[2] % whole[0] or k.shape[2] % whole[1]:
+                    raise ValueError(f"its clusters of {whole[0]} and {whole[1]} must divide the lengths")
+                orders = cluster_orders(q, k, projections, *whole)
+                return naive_clustered_attention(q, k, v, *orders, *whole, scale=1.0, merge=merge)
 
             return naive
         backend = "auto" if name == "smyrf" else name.removeprefix("smyrf-")
@@ -321,7 +321,7 @@ def main(argv: Sequence[str]) -> None:
     settings = {
         name: getattr(args, name) for name in ("keys", "heads", "head_dim", "repeats", "device", "dtype", "options")
     }
-    settings["keep_freed_memory"] = os.environ.get("KEEP_FREED_MEMORY", "1") != "0"
+    settings["keep_freed_memory"] = KEEPS_FREED_MEMORY
     record = {"machine": machine, "settings": settings, "results": rows, "growth": growth(rows)}
     for line in record["growth"]:
         print("growth", *(f"{name} {value}" for name, value in line.items()))

@@ -27,22 +27,19 @@ def _order_on_cpu(keys: Tensor) -> Tensor:
     bits = (keys + 0.0).view(torch.int32)  # -0 becomes 0, to be equal to it
     bits ^= (bits >> 31) & 0x7FFFFFFF  # the bits of negative numbers but the sign grow as the numbers fall
     packed = bits.long().bitwise_left_shift_(32).bitwise_or_(torch.arange(keys.shape[-1]))
-    try:
-        _sort_rows_(packed.unsqueeze(0).flatten(0, -2))
-    except RuntimeError:  # torch without NumPy
-        packed = packed.sort().values
-    return packed.bitwise_and_(0xFFFFFFFF)
-
-
-def _sort_rows_(rows: Tensor) -> None:
+    rows = packed.unsqueeze(0).flatten(0, -2)
     threads = max(min(torch.get_num_threads(), len(rows), rows.numel() // THREAD_KEYS), 1)
-    first, *others = (part.numpy() for part in rows.tensor_split(threads))
+    try:
+        first, *others = (part.numpy() for part in rows.tensor_split(threads))
+    except RuntimeError:  # torch without NumPy
+        return packed.sort().values.bitwise_and_(0xFFFFFFFF)
     others = [Thread(target=part.sort) for part in others]
     for thread in others:
         thread.start()
     first.sort()
     for thread in others:
         thread.join()
+    return packed.bitwise_and_(0xFFFFFFFF)
 
 
 @_order_on_cpu.register_fake
