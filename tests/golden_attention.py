@@ -13,6 +13,7 @@ from attention import HRRSelfAttention, clustered_attention, hrr_attention, smyr
 from attention.smyrf.clusters import cluster_orders, sort_tokens
 from attention.smyrf.hashing import HASH_FAMILIES
 from attention.smyrf.transforms import TRANSFORMS
+from tests.native import native
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -84,7 +85,7 @@ def test_smyrf_orders(path):
         assert all(torch.equal(a, b) for a, b in zip(ours, orders, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["einsum", "flash"])
+@pytest.mark.parametrize("backend", ["einsum", "flash", native])
 @recordings("smyrf_*.npz")
 def test_smyrf_in_recorded_clusters(path, backend):
     recording = SmyrfRecording(path)
@@ -103,7 +104,7 @@ def test_smyrf_in_recorded_clusters(path, backend):
     recording.check_run(out)
 
 
-@pytest.mark.parametrize("backend", ["einsum", "flash"])
+@pytest.mark.parametrize("backend", ["einsum", "flash", native])
 @recordings("smyrf_*.npz")
 def test_smyrf_from_projections(path, backend):
     """From q, k, v and the hash directions alone."""

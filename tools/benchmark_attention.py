@@ -29,7 +29,8 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ.setdefault("KEEP_FREED_MEMORY", "0")
 
-from runtime.cli import KEEPS_FREED_MEMORY, CommandParser, run_command  # isort: skip: before torch, for it makes idle threads sleep
+# Before torch, for it makes idle threads sleep.
+from runtime.cli import KEEPS_FREED_MEMORY, CommandParser, run_command  # isort: skip
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ from attention import available_attention, build_attention, dense_attention, get
 from attention.smyrf.clusters import cluster_orders, resolve_cluster_sizes
 from attention.smyrf.naive import naive_clustered_attention
 from runtime.device import open_device
-from runtime.errors import RunError, UserError
+from runtime.errors import RunError
 from tools.attention_plots import plot_crossover
 from tools.benchmarking import (
     describe_machine,
@@ -53,7 +54,7 @@ from tools.mechanism_figure import draw_figure
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 PASS_NAMES = {"f": "forward", "fb": "forward + backward"}
-SMYRF_BACKENDS = ("naive", "einsum", "flash", "triton")
+SMYRF_BACKENDS = ("naive", "einsum", "flash", "native", "triton")
 SMYRF_OPTIONS = {"num_hashes": 4, "q_cluster_size": 2048, "k_cluster_size": 512, "merge": "multiset"}
 CHECKED_QUERIES = 64
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -72,8 +73,6 @@ def build_method(name: str, length: int, args: argparse.Namespace, dtype: torch.
     if name == "dense":
         return lambda q, k, v: dense_attention(q, k, v, scale=1.0)
     if is_smyrf(name):
-        if unknown := options.keys() - SMYRF_OPTIONS.keys():
-            raise UserError(f"--set smyrf.{min(unknown)}: the options are {', '.join(SMYRF_OPTIONS)}.")
         options = SMYRF_OPTIONS | options
         sizes, merge = (options["q_cluster_size"], options["k_cluster_size"]), options["merge"]
         generator = torch.Generator().manual_seed(1)
@@ -291,6 +290,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     known = {*everyone, *(f"smyrf-{backend}" for backend in SMYRF_BACKENDS)}
     if unknown := set(args.mechanisms) - known:
         parser.error(f"no mechanism {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    chosen = {"smyrf" if is_smyrf(name) else name for name in args.mechanisms}
+    for name, options in args.options.items():
+        if name not in chosen:
+            parser.error(f"--set {name}.{min(options)}: {name} is not among the --mechanisms")
+        valid = SMYRF_OPTIONS if name == "smyrf" else get_mechanism(name).options
+        if unknown := options.keys() - set(valid):
+            parser.error(f"--set {name}.{min(unknown)}: the options are {', '.join(valid) or 'none'}")
     return args
 
 

@@ -1,7 +1,7 @@
 """Attention in rounds of blocks with a backward pass of its own, as operators that torch.compile takes whole.
 
 No score matrix is kept, and none exists larger than a tile. Whole-round fused kernels do the work where they are
-fastest, and tiles of matrix products everywhere else.
+fastest, kernels in C on CPUs that can build them, and tiles of matrix products everywhere else.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ import torch
 from torch import Tensor
 
 from attention.fused import supports_fused
-from attention.smyrf import fused_rounds, tiled_rounds
+from attention.smyrf import fused_rounds, native, tiled_rounds
 from attention.smyrf.layout import Layout
 
 
-def flash_attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
+def flash_attend(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, use_native: bool = False
+) -> tuple[Tensor, Tensor]:
     """softmax(scale * q kᵀ) v over the pairs of a layout; no second derivatives.
 
     Args:
         q: (B, H, Nq, D).  k: (B, H, Nk, D).  v: (B, H, Nk, Dv).
+        use_native: take the kernels in C, where they know the layout's rules.
 
     Returns:
         out (B, H, Nq, Dv), and the log-sum-exp of the scores (B, H, Nq), float32 at least; both carry gradients. A
         query that sees no key has out 0 and lse -inf.
     """
     rules = (layout.key_mask, layout.union, layout.lag, layout.reach, layout.max_score_bytes)
-    return _attend(q, k, v, layout.q_index, layout.k_index, *rules, scale)
+    return _attend(q, k, v, layout.q_index, layout.k_index, *rules, scale, use_native)
 
 
 def _uses_fused(q: Tensor, layout: Layout) -> bool:
@@ -51,8 +54,11 @@ def _attend(
     reach: int | None,
     max_score_bytes: int | None,
     scale: float,
+    use_native: bool,
 ) -> tuple[Tensor, Tensor]:
     layout = Layout(q_index, k_index, key_mask, union, lag, reach, max_score_bytes)
+    if use_native and native.supports(layout):
+        return native.attend_forward(q, k, v, layout, scale)
     rounds = fused_rounds if _uses_fused(q, layout) else tiled_rounds
     with torch.autocast(q.device.type, enabled=False):
         return rounds.attend_forward(q, k, v, layout, scale)
@@ -75,8 +81,11 @@ def _attend_backward(
     reach: int | None,
     max_score_bytes: int | None,
     scale: float,
+    use_native: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = Layout(q_index, k_index, key_mask, union, lag, reach, max_score_bytes)
+    if use_native and native.supports(layout):
+        return native.attend_backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
     with torch.autocast(q.device.type, enabled=False):
         if grad_lse is None and _uses_fused(q, layout):
             return fused_rounds.attend_backward(grad_out, q, k, v, out, lse, layout, scale)
@@ -106,7 +115,7 @@ def _differentiate(
     saved = ctx.saved_tensors  # once: under activation checkpointing the tensors come back a single time
     grad_out = torch.zeros_like(saved[3]) if grad_out is None else grad_out
     grads = _attend_backward(grad_out, grad_lse, *saved, *ctx.rules)
-    return *grads, *[None] * 8
+    return *grads, *[None] * 9
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)

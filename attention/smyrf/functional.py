@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention.merging import merge as merge_parts
+from attention.native_support import native_obstacle
 from attention.registry import check_inputs, check_padding_mask
 from attention.smyrf.clusters import cluster_orders, resolve_cluster_sizes
 from attention.smyrf.einsum import einsum_attend
@@ -14,7 +15,7 @@ from attention.smyrf.flash import flash_attend
 from attention.smyrf.layout import Layout, band_blocks, cluster_blocks
 from attention.tiled import HIDDEN
 
-BACKENDS = ("auto", "einsum", "flash", "triton")
+BACKENDS = ("auto", "einsum", "flash", "native", "triton")
 MERGES = ("multiset", "union")
 
 
@@ -137,13 +138,14 @@ def clustered_attention(
         key_padding_mask: bool (B, Nk), True = ignored.
         dropout: probability of dropping an attention weight; "einsum" only.
         backend: "einsum" (any device; batched products, second derivatives), "flash" (any device; tiles and fused
-            kernels; what it keeps for the backward pass does not grow with the rounds), "triton" (CUDA), or "auto":
-            einsum with dropout and on XLA; else triton where it can run, else flash.
+            kernels; what it keeps for the backward pass does not grow with the rounds), "native" (CPU, not float64; as
+            flash, by kernels that the machine's C compiler builds once), "triton" (CUDA), or "auto": einsum with
+            dropout and on XLA; else triton or native where it can run, else flash.
         merge: "multiset" or "union".
         causal_mask: for self-attention.  window: earlier tokens next to its own that a token always attends to.
         max_score_bytes: bounds the scores that are in memory at a time (twice that in the backward pass), down to one
             query of one cluster (einsum: of one cluster in every row and head). None: what suits the device. With
-            dropout, only the forward pass is bounded. Triton keeps no scores.
+            dropout, only the forward pass is bounded. Triton and native keep no scores.
 
     Returns:
         (B, H, Nq, Dv). A query that sees no key gets zeros.
@@ -159,6 +161,8 @@ def clustered_attention(
     if causal_mask and num_queries != num_keys:
         raise ValueError(f"a causal mask needs as many keys as queries, not {num_keys} for {num_queries}")
     backend = _choose_backend(q, v, dropout) if backend == "auto" else backend
+    if backend == "native" and (obstacle := native_obstacle(q, v)):
+        raise ValueError(f"the native backend {obstacle}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q_cluster_size, k_cluster_size, num_clusters = resolve_cluster_sizes(
         num_queries, num_keys, q_cluster_size, k_cluster_size
@@ -217,7 +221,7 @@ def _choose_backend(q: Tensor, v: Tensor, dropout: float) -> str:
         from attention.smyrf.triton_backend import supports_triton
 
         return "triton" if supports_triton(q, v) else "flash"
-    return "flash"
+    return "flash" if native_obstacle(q, v) else "native"
 
 
 def _attend(
@@ -226,7 +230,7 @@ def _attend(
     """Triton's kernels gather permutations alone; what is no permutation goes to flash there."""
     if backend == "einsum":
         return einsum_attend(q, k, v, layout, scale, dropout)
-    return flash_attend(q, k, v, layout, scale)
+    return flash_attend(q, k, v, layout, scale, use_native=backend == "native")
 
 
 def _pad_tokens(

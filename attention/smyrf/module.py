@@ -31,7 +31,7 @@ class SmyrfAttention(nn.Module):
         hashing: "e2lsh", "orthogonal", "rp-tree", "voronoi" or "cross-polytope". The paper's choice is "xbox+" with
             "e2lsh". With "none", "orthogonal" was never worse; "rp-tree" was several times better where attention is
             concentrated on few keys, and worse where it is diffuse (`tools.attention_quality` measures it).
-        backend: "auto", "einsum", "flash" or "triton".  merge: "multiset" or "union".
+        backend: "auto", "einsum", "flash", "native" or "triton".  merge: "multiset" or "union".
         causal_mask, window, max_score_bytes: as in `clustered_attention`.
 
     Attributes:

@@ -7,10 +7,12 @@ from attention import SmyrfAttention, clustered_attention, dense_attention, smyr
 from attention.smyrf.hashing import HASH_FAMILIES
 from attention.smyrf.naive import naive_clustered_attention
 from attention.smyrf.transforms import TRANSFORMS
+from tests.native import native
 from tests.reference import clustered_oracle
 from tests.tolerance import assert_close, assert_no_worse
 
-BACKENDS = ["einsum", "flash"]
+WITH_FLOAT64 = ["einsum", "flash"]
+BACKENDS = [*WITH_FLOAT64, native]
 MERGES = ["multiset", "union"]
 # (B, H, Nq, Nk, D, Dv), (q_cluster_size, k_cluster_size), whether sizes divide lengths
 DIVIDED = [
@@ -56,7 +58,7 @@ def assert_same(out, truth, leaves):
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_FLOAT64)
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape, sizes", DIVIDED)
@@ -80,7 +82,7 @@ def test_equals_the_dense_matrix(shape, sizes, masked, merge, backend):
     assert_same(out, clustered_oracle(*leaves, *orders, *sizes, **options), leaves)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_FLOAT64)
 @pytest.mark.parametrize("merge", MERGES)
 def test_huge_scores(merge, backend):
     """In a union, what is left of a round may lie thousands below a score that counted in an earlier round."""
@@ -134,7 +136,7 @@ def test_one_cluster_is_dense_attention(shape, masked, backend):
     assert_same(out, dense_attention(*leaves, key_padding_mask=mask), leaves)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_FLOAT64)
 @pytest.mark.parametrize("merge", MERGES)
 def test_gradcheck(merge, backend):
     leaves, projections = inputs((2, 1, 7, 5, 2, 3), torch.float64, num_hashes=2)
@@ -257,7 +259,7 @@ def test_unequal_cluster_counts_name_both_and_suggest():
 
 def test_mistakes_list_the_valid_choices():
     (q, k, v), projections = inputs((1, 1, 16, 16, 4, 4))
-    with pytest.raises(ValueError, match="backend 'fused'.*auto, einsum, flash, triton"):
+    with pytest.raises(ValueError, match="backend 'fused'.*auto, einsum, flash, native, triton"):
         smyrf_attention(q, k, v, projections, 8, 8, backend="fused")
     with pytest.raises(ValueError, match="merge 'sum'.*multiset, union"):
         SmyrfAttention(2, 8, 8, merge="sum")

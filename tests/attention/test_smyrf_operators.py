@@ -5,6 +5,7 @@ import torch
 
 from attention import SmyrfAttention, SpatialAttention, smyrf_attention
 from attention.smyrf.flash import _attend, _attend_backward
+from tests.native import needs_native
 from tests.tolerance import assert_close
 
 RULES = {  # key_mask, union, lag, reach, max_score_bytes
@@ -13,17 +14,18 @@ RULES = {  # key_mask, union, lag, reach, max_score_bytes
     "causal": (None, True, 2, None, 64),
     "band": ("mask", False, 0, 3, None),
 }
-OPTIONS = [{}, {"merge": "union"}, {"causal_mask": True, "window": 3}, {"backend": "einsum"}]
+OPTIONS = [{}, {"merge": "union"}, {"causal_mask": True, "window": 3}, {"backend": "einsum"}, {"backend": "flash"}]
 
 
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-def test_operators(rules, dtype):
+def test_operators(rules, native, dtype):
     torch.manual_seed(0)
     leaves = [torch.randn(2, 2, 32, dim, dtype=dtype, requires_grad=True) for dim in (5, 5, 7)]
     indices = [torch.rand(3, 2, 2, 32).argsort(-1).unflatten(-1, (4, -1)) for _ in "qk"]
     mask = torch.rand(2, 32) < 0.3 if rules[0] == "mask" else None
-    settings = (*indices, mask, *rules[1:], 0.5)
+    settings = (*indices, mask, *rules[1:], 0.5, native)
     torch.library.opcheck(_attend, (*leaves, *settings))
     out, lse = _attend(*leaves, *settings)
     saved = [x.detach() for x in (*leaves, out, lse)]
@@ -38,6 +40,7 @@ def outputs_and_gradients(module, *inputs, **options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compiles_without_graph_breaks(options):
+    torch.compiler.reset()  # it counts what it has compiled for other options
     torch.manual_seed(0)
     inputs = [torch.randn(2, 2, 32, dim, requires_grad=True) for dim in (5, 5, 7)]
     projections = torch.randn(7, 3)

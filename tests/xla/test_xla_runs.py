@@ -41,7 +41,7 @@ def test_a_run_moves_from_the_cpu_to_xla_and_back(tmp_path, monkeypatch):
 
     train.main([*TRAIN, "--out", str(tmp_path / "staying"), "--device", "cpu", "--total-kimg", "0.096"])
     moved, stayed = (read(tmp_path / name)[1] for name in ("moving", "staying"))
-    assert distance(moved, stayed) <= 1e-3  # measured: 1e-4; four steps move them by 3e-2
+    assert distance(moved, stayed) <= 4e-3  # other numbers of threads move them by 1e-3, four steps by 3e-2
     assert {float(entry["step"]) for entry in moved["generator_optimizer"].values()} == {24.0}
     lines = [json.loads(line) for line in (tmp_path / "moving" / "stats.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 24]
