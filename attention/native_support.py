@@ -23,47 +23,48 @@ COMPILERS = ("gcc", "cc")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SMYRF_SOURCE = Path(__file__).parent / "smyrf" / "native.c"
+SOURCES = {name: Path(__file__).parent / name / "native.c" for name in ("hrr", "smyrf")}
+HEADER = Path(__file__).parent / "native.h"
 
 
 class BuildError(Exception):
     """Why there are no kernels, as the end of a sentence."""
 
 
-def native_obstacle(*tensors: Tensor) -> str | None:
-    """Why kernels cannot run on these tensors, as the end of a sentence; None where they can."""
+def native_obstacle(name: str, *tensors: Tensor) -> str | None:
+    """Why the kernels of this name cannot run on these tensors, as the end of a sentence; None where they can."""
     for x in tensors:
         if x.device.type != "cpu":
             return f"needs tensors on a CPU, not {x.device.type}; use backend 'flash'"
         if x.dtype not in DTYPES:
             return f"computes in float32, not {x.dtype}; use backend 'flash'"
-    return _build_obstacle()
+    return _build_obstacle(name)
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks while it traces, instead of breaking the graph
-def _build_obstacle() -> str | None:
+def _build_obstacle(name: str) -> str | None:
     try:
-        load_kernels(SMYRF_SOURCE)
+        load_kernels(name)
     except BuildError as error:
         return str(error)
     return None
 
 
 @functools.cache
-def _build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | BuildError:
+def _build(name: str, flags: tuple[str, ...]) -> ctypes.CDLL | BuildError:
     try:
-        return ctypes.CDLL(str(_built(source, flags)))
+        return ctypes.CDLL(str(_built(SOURCES[name], flags)))
     except (OSError, BuildError, subprocess.SubprocessError) as error:
         return BuildError(f"could not be built: {error}")
 
 
-def load_kernels(source: Path, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
-    """The functions of a C file.
+def load_kernels(name: str, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
+    """The functions of a C file, one of SOURCES.
 
     Raises:
         BuildError: there is no compiler, it refuses, or what it makes does not fit torch.
     """
-    found = _build(source, flags)
+    found = _build(name, flags)
     if isinstance(found, BuildError):
         raise found
     return found
@@ -74,7 +75,7 @@ def _built(source: Path, flags: tuple[str, ...]) -> Path:
     compiler = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise BuildError("there is no C compiler; install gcc, or set CC")
-    text = source.read_bytes()
+    text = source.read_bytes() + HEADER.read_bytes()
     parts = (compiler, *flags, platform.platform(), _processor())
     name = hashlib.sha256("\0".join(parts).encode() + text).hexdigest()[:24] + ".so"
     library = cache_folder() / name

@@ -1,82 +1,320 @@
-/* What HRR attention computes beside products of matrices, in one pass over memory each; attention/hrr/native.py calls
-   it, on a CPU, in float32.
+/* The passes over tokens of the folded HRR layer, on a CPU, in float32: attention/hrr/native.py calls them.
 
-   Vectors lie in rows (outer, inner, dim) with strides of their own for the first two dimensions. */
+   Each takes tiles of tokens through all that a pass does with them while they are in a core's cache. What sums over
+   tokens is summed by each thread for itself, over the same tiles in every call, and then over the threads.
 
-#include <math.h>
-#include <stdint.h>
+   Legend: N tokens of E channels, in H heads; x has C channels, E or, with a last one of ones, E + 1. */
 
-typedef int64_t i64;
+#include "../native.h"
 
-/* Field by field as _Rows in native.py. */
+#define TILE 24 /* tokens; a multiple of ROWS */
+
+/* Field by field as _Layer in native.py; every pass takes what it needs. */
 typedef struct {
-    float *data;
-    i64 outer, inner; /* strides, in numbers */
-} Rows;
+    const float *x, *grad_out;    /* (N, E) */
+    const uint8_t *mask;          /* (N), 1 = a token that counts as zeros; or NULL */
+    const float *wv, *wr;         /* (E, C) */
+    const float *wo;              /* (E, E) */
+    const float *matrix;          /* (C, E) */
+    const float *delta;           /* (H) */
+    float *weights;               /* (H, N) */
+    float *values;                /* (N, E) */
+    float *retrieved;             /* (N, E), or NULL where it is not kept */
+    float *out;                   /* (N, E) */
+    float *gram;                  /* (C, C) */
+    float *grad_wv, *grad_wr;     /* (E, C) */
+    float *grad_wo;               /* (E, E) */
+    float *scratch;               /* `hrr_scratch` */
+    i64 tokens, dim, channels, heads;
+    i64 known;                    /* whether `values` holds the values already */
+    i64 threads;
+} Layer;
 
-#define ROW(x, i, j) ((x).data + (i) * (x).outer + (j) * (x).inner)
-#define FOR_ALL_ROWS _Pragma("omp parallel for collapse(2) num_threads(threads)")
-#define FOR_DIM(...) _Pragma(__VA_ARGS__) for (i64 d = 0; d < dim; d++)
+/* What a thread works with. The packed matrices are all threads' own together. */
+typedef struct {
+    float *packed[4]; /* (E / PANEL, C, PANEL) */
+    float *tokens;    /* (TILE, tokens_row) */
+    float *tiles[4];  /* (TILE, row) */
+    float *sums[2];   /* (C / PANEL, C, PANEL), with as many rows as make whole ROWS */
+    i64 tokens_row, row, sums_panel;
+    i64 stride; /* from the sums of one thread to those of the next */
+} Work;
+
+static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
+
+static i64 thread_size(i64 dim, i64 channels) {
+    return TILE * (round_up(channels, PANEL) + 4 * round_up(dim, PANEL)) + 5 * 16 + 2 * sums_size(channels);
+}
+
+static i64 packed_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * channels, 16); }
+
+/* Floats of scratch memory. */
+i64 hrr_scratch(i64 dim, i64 channels, i64 threads) {
+    return 4 * packed_size(dim, channels) + threads * thread_size(dim, channels);
+}
+
+static Work prepare(const Layer *l, int zero_sums) {
+    Work w = {.tokens_row = round_up(l->channels, PANEL), .row = round_up(l->dim, PANEL)};
+    w.sums_panel = round_up(l->channels, ROWS) * PANEL;
+    float *scratch = l->scratch;
+    w.stride = thread_size(l->dim, l->channels);
+    for (int i = 0; i < 4; i++) w.packed[i] = take(&scratch, packed_size(l->dim, l->channels));
+    scratch += omp_get_thread_num() * w.stride;
+    for (int i = 0; i < 2; i++) w.sums[i] = take(&scratch, sums_size(l->channels));
+    w.tokens = take(&scratch, TILE * w.tokens_row);
+    for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
+    for (int i = 0; i < zero_sums; i++) memset(w.sums[i], 0, 4 * sums_size(l->channels));
+    return w;
+}
+
+/* Panels of columns of b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]; zeros behind the last.
+   All threads share the work and wait for each other. */
+static void pack(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
+#pragma omp for
+    for (i64 first = 0; first < columns; first += PANEL)
+        for (i64 s = 0; s < depth; s++)
+            for (i64 j = first; j < first + PANEL; j++)
+                out[first * depth + s * PANEL + j - first] = j < columns ? b[s * b_step + j * b_column] : 0;
+}
+
+/* out (count, row) = a (count, depth) b for packed b, or += */
+static void multiply_tile(i64 count, i64 columns, i64 depth, const float *a, i64 a_row, const float *packed, float *out,
+                          i64 row, int add) {
+    multiply(count, columns, depth, a, a_row, 1, packed, PANEL, depth * PANEL, out, row, PANEL, add);
+}
+
+/* sums (rows, columns), in panels of columns, += aᵀ b for tiles a (count, a_row) and b (count, b_row) */
+static void add_product(i64 count, i64 rows, i64 columns, const float *a, i64 a_row, const float *b, i64 b_row,
+                        float *sums, i64 sums_panel) {
+    multiply(rows, columns, count, a, 1, a_row, b, b_row, PANEL, sums, PANEL, sums_panel, 1);
+}
+
+/* The threads' sums together, to out (rows, columns); all threads share the work. */
+static void add_threads(const Work *w, int which, i64 rows, i64 columns, float *out) {
+    const float *first = w->sums[which] - omp_get_thread_num() * w->stride;
+    i64 threads = omp_get_num_threads();
+#pragma omp barrier
+#pragma omp for
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < columns; j++) {
+            float sum = 0;
+            for (i64 t = 0; t < threads; t++)
+                sum += first[t * w->stride + j / PANEL * w->sums_panel + i * PANEL + j % PANEL];
+            out[i * columns + j] = sum;
+        }
+}
+
+static void load_tokens(const Layer *l, const Work *w, i64 start, i64 count) {
+    for (i64 i = 0; i < count; i++) {
+        float *row = w->tokens + i * w->tokens_row;
+        memset(row + l->dim, 0, 4 * (w->tokens_row - l->dim));
+        if (l->mask && l->mask[start + i]) {
+            memset(row, 0, 4 * l->dim);
+            continue;
+        }
+        memcpy(row, l->x + (start + i) * l->dim, 4 * l->dim);
+        if (l->channels > l->dim) row[l->dim] = 1;
+    }
+}
+
+static void load(const float *x, i64 start, i64 count, i64 dim, float *tile, i64 row) {
+    for (i64 i = 0; i < count; i++) memcpy(tile + i * row, x + (start + i) * dim, 4 * dim);
+}
+
+static void store(const float *tile, i64 row, i64 start, i64 count, i64 dim, float *x) {
+    for (i64 i = 0; i < count; i++) memcpy(x + (start + i) * dim, tile + i * row, 4 * dim);
+}
+
+/* Every head of a tile (count, row) times its weight. */
+static void weigh(const Layer *l, i64 start, i64 count, float *tile, i64 row) {
+    i64 size = l->dim / l->heads;
+    for (i64 i = 0; i < count; i++)
+        for (i64 h = 0; h < l->heads; h++) {
+            float weight = l->weights[h * l->tokens + start + i], *x = tile + i * row + h * size;
+            for (i64 d = 0; d < size; d++) x[d] *= weight;
+        }
+}
 
 /* As `inverse_norm` in cosine.py: a norm whose square is no normal number counts as 0, and has the inverse 0. */
-static inline float inverse_norm(float square) {
+INLINE float inverse_norm(float square) {
     float norm = sqrtf(square);
     return norm <= 1e-18f ? 0 : 1 / norm;
 }
 
-/* out[i, j] = x·y, or their cosine */
-void hrr_dot(Rows x, Rows y, Rows out, int cosine, i64 outer, i64 inner, i64 dim, i64 threads) {
-    FOR_ALL_ROWS
-    for (i64 i = 0; i < outer; i++)
-        for (i64 j = 0; j < inner; j++) {
-            const float *a = ROW(x, i, j), *b = ROW(y, i, j);
-            float product = 0, a_square = 0, b_square = 0;
-            if (cosine) {
-                FOR_DIM("omp simd reduction(+ : product, a_square, b_square)") {
-                    product += a[d] * b[d];
-                    a_square += a[d] * a[d];
-                    b_square += b[d] * b[d];
+#define FOR_TILES for (i64 start = 0; start < l->tokens; start += TILE)
+#define COUNT least(TILE, l->tokens - start)
+
+/* gram = Σ x xᵀ */
+void hrr_gram(const Layer *l) {
+    i64 channels = l->channels;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 1);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            load_tokens(l, &w, start, count);
+            for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
+                add_product(count, least(j + PANEL, channels), least(PANEL, channels - j), w.tokens, w.tokens_row,
+                            w.tokens + j, w.tokens_row, w.sums[0] + j / PANEL * w.sums_panel, w.sums_panel);
+        }
+        add_threads(&w, 0, channels, channels, l->gram);
+#pragma omp for
+        for (i64 i = 0; i < channels; i++)
+            for (i64 j = 0; j < i; j++) l->gram[i * channels + j] = l->gram[j * channels + i];
+    }
+}
+
+/* values = x Wvᵀ, retrieved = x Wrᵀ where it is kept, and weights = exp(their cosines) */
+void hrr_retrieve(const Layer *l) {
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 0);
+        pack(l->wv, 1, channels, channels, dim, w.packed[0]);
+        pack(l->wr, 1, channels, channels, dim, w.packed[1]);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            load_tokens(l, &w, start, count);
+            for (int i = 0; i < 2; i++)
+                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[i], w.tiles[i], w.row, 0);
+            store(w.tiles[0], w.row, start, count, dim, l->values);
+            if (l->retrieved) store(w.tiles[1], w.row, start, count, dim, l->retrieved);
+            for (i64 h = 0; h < l->heads; h++)
+                for (i64 i = 0; i < count; i++) {
+                    const float *v = w.tiles[0] + i * w.row + h * size, *r = w.tiles[1] + i * w.row + h * size;
+                    float product = 0, v_square = 0, r_square = 0;
+#pragma omp simd reduction(+ : product, v_square, r_square)
+                    for (i64 d = 0; d < size; d++) {
+                        product += v[d] * r[d];
+                        v_square += v[d] * v[d];
+                        r_square += r[d] * r[d];
+                    }
+                    float cosine = product * inverse_norm(v_square) * inverse_norm(r_square);
+                    l->weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
                 }
-                product = product * inverse_norm(a_square) * inverse_norm(b_square);
-            } else {
-                FOR_DIM("omp simd reduction(+ : product)") product += a[d] * b[d];
-            }
-            *ROW(out, i, j) = product;
         }
+    }
 }
 
-/* out = weight[i, j] x */
-void hrr_weigh(Rows x, Rows weight, Rows out, i64 outer, i64 inner, i64 dim, i64 threads) {
-    FOR_ALL_ROWS
-    for (i64 i = 0; i < outer; i++)
-        for (i64 j = 0; j < inner; j++) {
-            const float *a = ROW(x, i, j);
-            float *o = ROW(out, i, j), w = *ROW(weight, i, j);
-            FOR_DIM("omp simd") o[d] = w * a[d];
+/* out = (weights ∘ values) Woᵀ; out may be values */
+void hrr_project(const Layer *l) {
+    i64 dim = l->dim;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 0);
+        pack(l->wo, 1, dim, dim, dim, w.packed[0]);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            load(l->values, start, count, dim, w.tiles[0], w.row);
+            weigh(l, start, count, w.tiles[0], w.row);
+            multiply_tile(count, dim, dim, w.tiles[0], w.row, w.packed[0], w.tiles[1], w.row, 0);
+            store(w.tiles[1], w.row, start, count, dim, l->out);
         }
+    }
 }
 
-/* grad_x = weight[i, j] grad_x + the gradient of x, and grad_y = that of y, given that of cosine(x, y), grad[i, j]. */
-void hrr_gradient(Rows grad, Rows weight, Rows x, Rows y, Rows grad_x, Rows grad_y, i64 outer, i64 inner, i64 dim,
-                  i64 threads) {
-    FOR_ALL_ROWS
-    for (i64 i = 0; i < outer; i++)
-        for (i64 j = 0; j < inner; j++) {
-            const float *a = ROW(x, i, j), *b = ROW(y, i, j);
-            float *da = ROW(grad_x, i, j), *db = ROW(grad_y, i, j), w = *ROW(weight, i, j), g = *ROW(grad, i, j);
-            float product = 0, a_square = 0, b_square = 0;
-            FOR_DIM("omp simd reduction(+ : product, a_square, b_square)") {
-                product += a[d] * b[d];
-                a_square += a[d] * a[d];
-                b_square += b[d] * b[d];
+/* values = x Wvᵀ unless known, and grad_wo = grad_outᵀ (weights ∘ values) */
+void hrr_project_gradient(const Layer *l) {
+    i64 dim = l->dim, channels = l->channels;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 1);
+        if (!l->known) pack(l->wv, 1, channels, channels, dim, w.packed[0]);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            if (l->known)
+                load(l->values, start, count, dim, w.tiles[0], w.row);
+            else {
+                load_tokens(l, &w, start, count);
+                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], w.tiles[0], w.row, 0);
+                store(w.tiles[0], w.row, start, count, dim, l->values);
             }
-            float a_inverse = inverse_norm(a_square), b_inverse = inverse_norm(b_square);
-            float cos = product * a_inverse * b_inverse, across = g * a_inverse * b_inverse;
-            float along_a = g * cos * a_inverse * a_inverse, along_b = g * cos * b_inverse * b_inverse;
-            FOR_DIM("omp simd") {
-                float old = da[d];
-                da[d] = w * old + across * b[d] - along_a * a[d];
-                db[d] = across * a[d] - along_b * b[d];
-            }
+            weigh(l, start, count, w.tiles[0], w.row);
+            load(l->grad_out, start, count, dim, w.tiles[1], w.row);
+            add_product(count, dim, dim, w.tiles[1], w.row, w.tiles[0], w.row, w.sums[0], w.sums_panel);
         }
+        add_threads(&w, 0, dim, dim, l->grad_wo);
+    }
+}
+
+/* One head of one token: dv becomes the gradient of its value v, and dr that of what it retrieved, r. */
+INLINE void differentiate_cosine(float weight, float delta, i64 size, const float *v, const float *r, float *dv,
+                                 float *dr) {
+    float gain = 0, product = 0, v_square = 0, r_square = 0;
+#pragma omp simd reduction(+ : gain, product, v_square, r_square)
+    for (i64 d = 0; d < size; d++) {
+        gain += v[d] * dv[d];
+        product += v[d] * r[d];
+        v_square += v[d] * v[d];
+        r_square += r[d] * r[d];
+    }
+    float v_inverse = inverse_norm(v_square), r_inverse = inverse_norm(r_square), grad = (gain - delta) * weight;
+    float cosine = product * v_inverse * r_inverse, across = grad * v_inverse * r_inverse;
+    float along_v = grad * cosine * v_inverse * v_inverse, along_r = grad * cosine * r_inverse * r_inverse;
+#pragma omp simd
+    for (i64 d = 0; d < size; d++) {
+        dv[d] = weight * dv[d] + across * r[d] - along_v * v[d];
+        dr[d] = across * v[d] - along_r * r[d];
+    }
+}
+
+/* grad_wr, grad_wv, and out = the gradient of x but for what the Gram matrix contributes; out may be values */
+void hrr_retrieve_gradient(const Layer *l) {
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 2);
+        float *v = w.tiles[0], *r = w.tiles[1], *dv = w.tiles[2], *dr = w.tiles[3];
+        if (!l->retrieved) pack(l->wr, 1, channels, channels, dim, w.packed[0]);
+        pack(l->wo, dim, 1, dim, dim, w.packed[1]);
+        pack(l->wr, channels, 1, dim, dim, w.packed[2]);
+        pack(l->wv, channels, 1, dim, dim, w.packed[3]);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            load_tokens(l, &w, start, count);
+            load(l->values, start, count, dim, v, w.row);
+            if (l->retrieved)
+                load(l->retrieved, start, count, dim, r, w.row);
+            else
+                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], r, w.row, 0);
+            load(l->grad_out, start, count, dim, dr, w.row);
+            multiply_tile(count, dim, dim, dr, w.row, w.packed[1], dv, w.row, 0);
+            for (i64 i = 0; i < count; i++)
+                for (i64 h = 0; h < l->heads; h++) {
+                    i64 at = i * w.row + h * size;
+                    differentiate_cosine(l->weights[h * l->tokens + start + i], l->delta[h], size, v + at, r + at,
+                                         dv + at, dr + at);
+                }
+            add_product(count, dim, channels, dr, w.row, w.tokens, w.tokens_row, w.sums[0], w.sums_panel);
+            add_product(count, dim, channels, dv, w.row, w.tokens, w.tokens_row, w.sums[1], w.sums_panel);
+            multiply_tile(count, dim, dim, dr, w.row, w.packed[2], v, w.row, 0);
+            multiply_tile(count, dim, dim, dv, w.row, w.packed[3], v, w.row, 1);
+            store(v, w.row, start, count, dim, l->out);
+        }
+        add_threads(&w, 0, dim, channels, l->grad_wr);
+        add_threads(&w, 1, dim, channels, l->grad_wv);
+    }
+}
+
+/* out += x matrix */
+void hrr_add_product(const Layer *l) {
+    i64 dim = l->dim, channels = l->channels;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l, 0);
+        pack(l->matrix, dim, 1, channels, dim, w.packed[0]);
+#pragma omp for schedule(static)
+        FOR_TILES {
+            i64 count = COUNT;
+            load_tokens(l, &w, start, count);
+            load(l->out, start, count, dim, w.tiles[0], w.row);
+            multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], w.tiles[0], w.row, 1);
+            store(w.tiles[0], w.row, start, count, dim, l->out);
+        }
+    }
 }

@@ -99,7 +99,7 @@ def layer(
 def _(x, wq, wk, wv, wo, key_padding_mask, num_heads, mask_superposition, recompute):
     (batch, tokens, dim), channels = x.shape, wq.shape[1]
     return (
-        torch.empty_like(x),
+        x.new_empty(x.shape),
         x.new_empty(batch, num_heads, tokens),
         x.new_empty(batch, channels, channels),
         x.new_empty(2, batch, 0 if recompute else tokens, dim),
@@ -126,7 +126,7 @@ def _layer_backward(
 
 @_layer_backward.register_fake
 def _(grad_out, x, wq, wk, wv, wo, *_):
-    return tuple(torch.empty_like(tensor) for tensor in (x, wq, wk, wv, wo))
+    return x.new_empty(x.shape), *(torch.empty_like(weight) for weight in (wq, wk, wv, wo))
 
 
 def _save_layer(ctx, inputs, output) -> None:

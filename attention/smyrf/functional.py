@@ -161,7 +161,7 @@ def clustered_attention(
     if causal_mask and num_queries != num_keys:
         raise ValueError(f"a causal mask needs as many keys as queries, not {num_keys} for {num_queries}")
     backend = _choose_backend(q, v, dropout) if backend == "auto" else backend
-    if backend == "native" and (obstacle := native_obstacle(q, v)):
+    if backend == "native" and (obstacle := native_obstacle("smyrf", q, v)):
         raise ValueError(f"the native backend {obstacle}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q_cluster_size, k_cluster_size, num_clusters = resolve_cluster_sizes(
@@ -221,7 +221,7 @@ def _choose_backend(q: Tensor, v: Tensor, dropout: float) -> str:
         from attention.smyrf.triton_backend import supports_triton
 
         return "triton" if supports_triton(q, v) else "flash"
-    return "flash" if native_obstacle(q, v) else "native"
+    return "flash" if native_obstacle("smyrf", q, v) else "native"
 
 
 def _attend(

@@ -14,37 +14,12 @@
    Legend: G = B·H sequences; R rounds of S = G·L blocks; M queries and N keys a block. Rows of tokens: sequence times
    its length, plus the token. */
 
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <string.h>
+#include "../native.h"
 
-#ifndef LANES /* floats in a vector */
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#endif
-
-#define PANEL (2 * LANES) /* columns of a product computed at once */
-#define ROWS 6            /* and rows: 12 sums, 2 factors and 1 more fill 16 registers */
-#define KEYS 128          /* of a chunk; a multiple of every PANEL */
-#define KEY_ROWS 132      /* the next multiple of ROWS */
-#define QUERIES 48        /* of a tile in the backward pass; a multiple of ROWS */
-#define HIDDEN -1e30f     /* the score of a pair that does not count; finite, so that differences are numbers */
-#define LOG2_E 1.44269504088896341f
-#define LN_2 0.69314718055994531f
-
-typedef int64_t i64;
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define VEC(place) (*(vec *)(place))
-#define IVEC(place) (*(ivec *)(place))
-#define INLINE static inline __attribute__((always_inline))
+#define KEYS 128      /* of a chunk; a multiple of every PANEL */
+#define KEY_ROWS 132  /* the next multiple of ROWS */
+#define QUERIES 48    /* of a tile in the backward pass; a multiple of ROWS */
+#define HIDDEN -1e30f /* the score of a pair that does not count; finite, so that differences are numbers */
 
 /* Field by field as _Problem in native.py. */
 typedef struct {
@@ -66,63 +41,6 @@ typedef struct {
     i64 threads;
     float scale;
 } Problem;
-
-INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-INLINE i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
-
-/* c (ROWS x vecs·LANES) = a b, or += */
-INLINE void multiply_panel(const int vecs, i64 depth, const float *a, i64 a_row, i64 a_step, const float *b, i64 b_step,
-                           float *c, i64 c_row, int add) {
-    vec sum[ROWS][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < vecs; j++) sum[i][j] = add ? VEC(c + i * c_row + j * LANES) : (vec){0};
-    for (i64 step = 0; step < depth; step++) {
-        vec line[2];
-#pragma GCC unroll 2
-        for (int j = 0; j < vecs; j++) line[j] = VEC(b + step * b_step + j * LANES);
-#pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++) {
-            float x = a[i * a_row + step * a_step];
-#pragma GCC unroll 2
-            for (int j = 0; j < vecs; j++) sum[i][j] += x * line[j];
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < vecs; j++) VEC(c + i * c_row + j * LANES) = sum[i][j];
-}
-
-/* c (rows x columns) = a b, or +=, with element (i, s) of a at a[i·a_row + s·a_step], and b in panels of columns.
-   Computes up to the next multiple of ROWS and of LANES: all three have room for it. */
-static void multiply(i64 rows, i64 columns, i64 depth, const float *a, i64 a_row, i64 a_step, const float *b,
-                     i64 b_step, i64 b_panel, float *c, i64 c_row, int add) {
-    for (i64 j = 0; j < columns; j += PANEL, b += b_panel) {
-        if (columns - j > LANES)
-            for (i64 i = 0; i < rows; i += ROWS)
-                multiply_panel(2, depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row + j, c_row, add);
-        else
-            for (i64 i = 0; i < rows; i += ROWS)
-                multiply_panel(1, depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row + j, c_row, add);
-    }
-}
-
-/* 2^x to a unit in the last place, 0 below the normal numbers. */
-INLINE vec exp2_of(vec x) {
-    vec shifted = x + 12582912.0f; /* 1.5 · 2^23: leaves the nearest integer in the last bits */
-    vec f = x - (shifted - 12582912.0f);
-    vec power = 1.535336188e-4f * f + 1.339887442e-3f; /* the least largest relative error: 2e-9 before rounding */
-    power = power * f + 9.618437358e-3f;
-    power = power * f + 5.550332471e-2f;
-    power = power * f + 2.402264791e-1f;
-    power = power * f + 6.931472029e-1f;
-    power = power * f + 1.0f;
-    return (vec)(((ivec)power + ((ivec)shifted << 23)) & ~(x < -126.0f)); /* no number stays none */
-}
-
-INLINE float exp2_of_one(float x) { return exp2_of((vec){0} + x)[0]; }
 
 INLINE vec larger(vec a, vec b) {
     ivec first = a > b;
@@ -183,13 +101,6 @@ static void hide(const Problem *p, const Rules *rules, i64 sequence, i64 token, 
     }
 }
 
-/* Takes `size` floats from the scratch memory, in whole cache lines. */
-INLINE float *take(float **scratch, i64 size) {
-    float *found = *scratch;
-    *scratch += round_up(size, 16);
-    return found;
-}
-
 /* Floats of scratch memory that a thread needs. */
 i64 smyrf_scratch(i64 key_dim, i64 value_dim, i64 rounds) {
     i64 dims = round_up(key_dim, PANEL) + round_up(value_dim, PANEL);
@@ -214,7 +125,7 @@ static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64
             i64 rows = least(ROWS, count - query);
             const i64 *index = q_index + query;
             pack_rows(p->q + q_first * dim, index, rows, dim, dim, p->scale * LOG2_E, q);
-            multiply(rows, keys, dim, q, dim, 1, k, PANEL, dim * PANEL, scores, KEYS, 0);
+            multiply(rows, keys, dim, q, dim, 1, k, PANEL, dim * PANEL, scores, KEYS, PANEL, 0);
             for (i64 i = 0; i < rows; i++) {
                 float *score = scores + i * KEYS, *sum = sums + i * stride;
                 i64 row = q_first + index[i];
@@ -236,7 +147,7 @@ static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64
                 p->lse[row] = top;
                 p->mass[row] = mass;
             }
-            multiply(rows, value_dim, keys, scores, KEYS, 1, v, stride, PANEL, sums, stride, 1);
+            multiply(rows, value_dim, keys, scores, KEYS, 1, v, stride, PANEL, sums, stride, PANEL, 1);
             for (i64 i = 0; i < rows; i++) {
                 i64 row = q_first + index[i];
                 float top = p->lse[row], factor = 1;
@@ -318,9 +229,9 @@ static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *
         const i64 *index = q_index + query;
         pack_rows(p->q + q_first * dim, index, rows, dim, stride, p->scale * LOG2_E, q);
         pack_rows(p->grad_out + q_first * value_dim, index, rows, value_dim, value_stride, 1, grad_out);
-        multiply(rows, count, dim, q, stride, 1, k_columns, PANEL, dim * PANEL, weights, KEYS, 0);
+        multiply(rows, count, dim, q, stride, 1, k_columns, PANEL, dim * PANEL, weights, KEYS, PANEL, 0);
         multiply(rows, count, value_dim, grad_out, value_stride, 1, v_columns, PANEL, value_dim * PANEL, grad_scores,
-                 KEYS, 0);
+                 KEYS, PANEL, 0);
         for (i64 i = 0; i < rows; i++) {
             float *weight = weights + i * KEYS, *grad = grad_scores + i * KEYS;
             float shift = p->shift[q_first + index[i]], delta = p->delta[q_first + index[i]];
@@ -331,9 +242,10 @@ static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *
                 VEC(grad + j) = w * (VEC(grad + j) - delta);
             }
         }
-        multiply(rows, dim, count, grad_scores, KEYS, 1, k, stride, PANEL, dq, stride, 0);
-        multiply(count, dim, rows, grad_scores, 1, KEYS, q, stride, PANEL, dk, stride, query > 0);
-        multiply(count, value_dim, rows, weights, 1, KEYS, grad_out, value_stride, PANEL, dv, value_stride, query > 0);
+        multiply(rows, dim, count, grad_scores, KEYS, 1, k, stride, PANEL, dq, stride, PANEL, 0);
+        multiply(count, dim, rows, grad_scores, 1, KEYS, q, stride, PANEL, dk, stride, PANEL, query > 0);
+        multiply(count, value_dim, rows, weights, 1, KEYS, grad_out, value_stride, PANEL, dv, value_stride, PANEL,
+                 query > 0);
         put_rows(dq, rows, stride, dim, index, p->scale, !first, grad_q + q_first * dim);
     }
     put_rows(dk, count, stride, dim, k_index, LN_2, round > 0, p->grad_k + k_first * dim);

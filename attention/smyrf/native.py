@@ -13,7 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from attention.native_support import SMYRF_SOURCE, load_kernels
+from attention.native_support import load_kernels
 from attention.smyrf.layout import Layout
 
 CHUNK = 128  # keys that a kernel takes at a time: KEYS in native.c
@@ -86,7 +86,7 @@ def _run(
     kernel: str, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, key_parts: int = 1, **tensors: Tensor
 ) -> None:
     """Calls a kernel, which writes into those of the tensors that are its results."""
-    kernels = load_kernels(SMYRF_SOURCE)
+    kernels = load_kernels("smyrf")
     rounds, batch, heads, num_blocks, block_queries = layout.q_index.shape
     threads = torch.get_num_threads()
     kernels.smyrf_scratch.restype = ctypes.c_int64

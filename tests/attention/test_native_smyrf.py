@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attention import clustered_attention
-from attention.native_support import FLAGS, SMYRF_SOURCE, load_kernels, native_obstacle
+from attention.native_support import FLAGS, load_kernels, native_obstacle
 from attention.smyrf import native
 from tests.native import needs_native
 from tests.reference import clustered_oracle
@@ -91,8 +91,8 @@ def test_huge_scores(merge):
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_every_width_of_vectors(lanes, rules, monkeypatch):
     """Those of other processors too."""
-    kernels = load_kernels(SMYRF_SOURCE, (*FLAGS, f"-DLANES={lanes}"))
-    monkeypatch.setattr(native, "load_kernels", lambda source: kernels)
+    kernels = load_kernels("smyrf", (*FLAGS, f"-DLANES={lanes}"))
+    monkeypatch.setattr(native, "load_kernels", lambda name: kernels)
     for name in ("one more and one less", "one less and one more"):
         check(CASES[name], rules)
 
@@ -138,7 +138,7 @@ def test_refuses_what_it_cannot_do():
     leaves, orders, sizes = draw(CASES["one of each"])
     with pytest.raises(ValueError, match="native backend computes in float32, not torch.float64; use backend 'flash'"):
         clustered_attention(*(x.double() for x in leaves), *orders, *sizes, backend="native")
-    assert "needs tensors on a CPU, not meta" in native_obstacle(torch.empty(0, device="meta"))
+    assert "needs tensors on a CPU, not meta" in native_obstacle("smyrf", torch.empty(0, device="meta"))
 
 
 @pytest.mark.parametrize(
