@@ -6,6 +6,7 @@ compiler. The kernels share torch's threads: their calls of OpenMP find the libr
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -97,14 +98,15 @@ def _built(source: Path, flags: tuple[str, ...]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept: $XDG_CACHE_HOME or ~/.cache, or a new folder where these cannot be written."""
+    """Where kernels are kept: $XDG_CACHE_HOME or ~/.cache; where these cannot be written, a folder for this process."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "smyrf-hrr"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="smyrf-hrr-"))
+        folder = Path(tempfile.mkdtemp(prefix="smyrf-hrr-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -48,3 +48,5 @@ def test_every_package_is_installed_and_tests_are_not():
     listed = set(config["options"]["packages"].split())
     there = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in FILES if p.name == "__init__.py"}
     assert listed == there
+    sources = set(config["options.package_data"]["attention"].split())
+    assert sources == {str(p.relative_to(ROOT / "attention")) for p in (ROOT / "attention").rglob("*.[ch]")}

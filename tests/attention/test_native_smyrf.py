@@ -1,5 +1,6 @@
 """SMYRF's kernels in C: sizes around those of their chunks, tiles and vectors; threads; and machines that have none."""
 
+import os
 import subprocess
 import sys
 
@@ -160,8 +161,25 @@ try:
 except ValueError as error:
     print(error)
 """
-    environment = {"CC": compiler, "XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("the native backend could not be built") and reason in ended.stdout
     assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_native
+def test_where_nothing_can_be_kept(tmp_path):
+    """Each process builds for itself, and leaves nothing."""
+    (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    program = """
+import torch
+from attention import smyrf_attention
+
+q = torch.randn(1, 1, 32, 4)
+smyrf_attention(q, q, q, torch.randn(6, 2), 8, 8, backend="native")
+"""
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "temporary")}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | folders, check=True)
+    assert not list((tmp_path / "temporary").glob("smyrf-hrr-*"))
