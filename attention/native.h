@@ -5,18 +5,20 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifndef LANES /* floats in a vector */
 #if defined(__AVX512F__)
-#define LANES 16
+#define WIDTH 16 /* floats in a register */
 #elif defined(__AVX__)
-#define LANES 8
+#define WIDTH 8
 #else
-#define LANES 4
+#define WIDTH 4
 #endif
+#ifndef LANES /* floats in a vector; tests set others */
+#define LANES WIDTH
 #endif
 
 #define PANEL (2 * LANES) /* columns of a product computed at once */
 #define ROWS 6            /* and rows: 12 sums, 2 factors and 1 more fill 16 registers */
+#define STEPS 4           /* and terms of their sums before the loop turns */
 #define LOG2_E 1.44269504088896341f
 #define LN_2 0.69314718055994531f
 
@@ -27,6 +29,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define VEC(place) (*(vec *)(place))
 #define IVEC(place) (*(ivec *)(place))
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
 
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
@@ -38,43 +41,113 @@ INLINE float *take(float **scratch, i64 size) {
     return found;
 }
 
+/* Floats from one row of a tile to the next: whole cache lines, an odd number of them, since rows at distances of powers
+   of two would share few places of the cache. */
+INLINE i64 row_of(i64 columns) { return ((columns + 15) / 16 | 1) * 16; }
+
+/* The factors of a product over `depth` steps, a multiple of STEPS, behind those that count zeros in both:
+
+   left:   strips of ROWS rows, (rows / ROWS, depth / STEPS, ROWS, STEPS);
+   turned: a left one by columns, element (i, s) at i + s·a_step, or packed in strips (rows / ROWS, depth, ROWS);
+   right:  panels of columns, (columns / PANEL, depth, PANEL). */
+
+INLINE i64 whole_steps(i64 depth) { return round_up(depth, STEPS); }
+
+/* A row of a left factor, times a number, to its place in the strip. */
+INLINE void pack_left(const float *row, i64 depth, float factor, float *strip) {
+    for (; depth >= STEPS; depth -= STEPS, row += STEPS, strip += ROWS * STEPS)
+        for (int s = 0; s < STEPS; s++) strip[s] = factor * row[s];
+    if (depth)
+        for (int s = 0; s < STEPS; s++) strip[s] = s < depth ? factor * row[s] : 0;
+}
+
+/* LANES numbers of such a row. */
+INLINE void put_left(vec x, float *strip) {
+    for (int s = 0; s < LANES; s += STEPS) memcpy(strip + s * ROWS, (float *)&x + s, 4 * STEPS);
+}
+
+/* A row of a right factor, or in strips of a turned one, to its place in the first panel or strip; NULL: zeros. */
+INLINE void pack_right(const float *row, i64 columns, i64 depth, const int width, float *panel) {
+    for (i64 j = 0; j < columns; j += width, panel += depth * width) {
+        i64 count = row ? least(width, columns - j) : 0;
+        if (count == width)
+            memcpy(panel, row + j, 4 * width);
+        else
+            for (int i = 0; i < width; i++) panel[i] = i < count ? row[j + i] : 0;
+    }
+}
+
+/* For the compiler to give every sum one register and every factor its own until the end of a step: left alone it reuses
+   that of a factor in its last product, and copies the sum. */
+#define KEEP(factor) __asm__ volatile("" : : "X"(factor))
+#if LANES > WIDTH
+#define PIN(sum)
+#elif defined(__AVX512F__)
+#define PIN(sum) __asm__("" : "+v"(sum))
+#elif defined(__x86_64__)
+#define PIN(sum) __asm__("" : "+x"(sum))
+#elif defined(__aarch64__)
+#define PIN(sum) __asm__("" : "+w"(sum))
+#else
+#define PIN(sum)
+#endif
+
 /* c (ROWS x vecs·LANES) = a b, or += */
-INLINE void multiply_panel(const int vecs, i64 depth, const float *a, i64 a_row, i64 a_step, const float *b, i64 b_step,
+INLINE void multiply_panel(const int vecs, const int turned, i64 depth, const float *a, i64 a_step, const float *b,
                            float *c, i64 c_row, int add) {
     vec sum[ROWS][2];
 #pragma GCC unroll 6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) sum[i][j] = add ? VEC(c + i * c_row + j * LANES) : (vec){0};
-    for (i64 step = 0; step < depth; step++) {
-        vec line[2];
+    for (const float *end = b + depth * PANEL; b < end; b += STEPS * PANEL, a += turned ? STEPS * a_step : ROWS * STEPS)
+#pragma GCC unroll 4
+        for (int s = 0; s < STEPS; s++) {
+            vec line[2];
 #pragma GCC unroll 2
-        for (int j = 0; j < vecs; j++) line[j] = VEC(b + step * b_step + j * LANES);
+            for (int j = 0; j < vecs; j++) line[j] = VEC(b + s * PANEL + j * LANES);
 #pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++) {
-            float x = a[i * a_row + step * a_step];
+            for (int i = 0; i < ROWS; i++) {
+                vec x = (turned ? a[s * a_step + i] : a[i * STEPS + s]) - (vec){0};
 #pragma GCC unroll 2
-            for (int j = 0; j < vecs; j++) sum[i][j] += x * line[j];
+                for (int j = 0; j < vecs; j++) {
+                    sum[i][j] += x * line[j];
+                    PIN(sum[i][j]);
+                }
+                KEEP(x);
+            }
+#pragma GCC unroll 2
+            for (int j = 0; j < vecs; j++) KEEP(line[j]);
         }
-    }
 #pragma GCC unroll 6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) VEC(c + i * c_row + j * LANES) = sum[i][j];
 }
 
-/* c (rows x columns) = a b, or +=, with element (i, s) of a at a[i·a_row + s·a_step], and b and c in panels of columns.
-   Computes up to the next multiple of ROWS and of LANES: all three have room for it. */
-static void multiply(i64 rows, i64 columns, i64 depth, const float *a, i64 a_row, i64 a_step, const float *b,
-                     i64 b_step, i64 b_panel, float *c, i64 c_row, i64 c_panel, int add) {
-    for (i64 j = 0; j < columns; j += PANEL, b += b_panel, c += c_panel) {
+/* c (rows x columns), in panels of columns, = a b, or +=, with `a_strip` floats from one strip of a to the next.
+   Computes up to the next multiple of ROWS and of LANES: c has room for it. */
+INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, const float *a, i64 a_strip, i64 a_step,
+                            const float *b, float *c, i64 c_row, i64 c_panel, int add) {
+    for (i64 j = 0; j < columns; j += PANEL, b += depth * PANEL, c += c_panel) {
+        const float *strip = a;
         if (columns - j > LANES)
-            for (i64 i = 0; i < rows; i += ROWS)
-                multiply_panel(2, depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row, add);
+            for (i64 i = 0; i < rows; i += ROWS, strip += a_strip)
+                multiply_panel(2, turned, depth, strip, a_step, b, c + i * c_row, c_row, add);
         else
-            for (i64 i = 0; i < rows; i += ROWS)
-                multiply_panel(1, depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row, add);
+            for (i64 i = 0; i < rows; i += ROWS, strip += a_strip)
+                multiply_panel(1, turned, depth, strip, a_step, b, c + i * c_row, c_row, add);
     }
+}
+
+NOINLINE void multiply(i64 rows, i64 columns, i64 depth, const float *a, const float *b, float *c, i64 c_row, i64 c_panel,
+                     int add) {
+    multiply_strips(0, rows, columns, depth, a, ROWS * depth, 0, b, c, c_row, c_panel, add);
+}
+
+NOINLINE void multiply_turned(i64 rows, i64 columns, i64 depth, const float *a, i64 a_strip, i64 a_step, const float *b,
+                            float *c, i64 c_row, i64 c_panel, int add) {
+    multiply_strips(1, rows, columns, depth, a, a_strip, a_step, b, c, c_row, c_panel, add);
 }
 
 /* 2^x to a unit in the last place, 0 below the normal numbers. */

@@ -7,7 +7,7 @@
 
 #include "../native.h"
 
-#define TILE 24 /* tokens; a multiple of ROWS */
+#define TILE 48 /* tokens; a multiple of ROWS and of STEPS */
 
 /* Field by field as _Layer in native.py; every pass takes what it needs. */
 typedef struct {
@@ -30,12 +30,13 @@ typedef struct {
     i64 threads;
 } Layer;
 
-/* What a thread works with. The packed matrices are all threads' own together. */
+/* What a thread works with. The weights are all threads' own together. */
 typedef struct {
-    float *packed[4]; /* (E / PANEL, C, PANEL) */
-    float *tokens;    /* (TILE, tokens_row) */
-    float *tiles[4];  /* (TILE, row) */
-    float *sums[2];   /* (C / PANEL, C, PANEL), with as many rows as make whole ROWS */
+    float *weights[4]; /* right factors of up to C steps */
+    float *tokens;     /* (TILE, tokens_row) */
+    float *tiles[4];   /* (TILE, row) */
+    float *left, *turned, *right; /* a tile as these factors */
+    float *sums[2];    /* (C / PANEL, C, PANEL), with as many rows as make whole ROWS */
     i64 tokens_row, row, sums_panel;
     i64 stride; /* from the sums of one thread to those of the next */
 } Work;
@@ -43,50 +44,80 @@ typedef struct {
 static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
 
 static i64 thread_size(i64 dim, i64 channels) {
-    return TILE * (round_up(channels, PANEL) + 4 * round_up(dim, PANEL)) + 5 * 16 + 2 * sums_size(channels);
+    i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
+    return TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16 + 2 * sums_size(channels);
 }
 
-static i64 packed_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * channels, 16); }
+static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * whole_steps(channels), 16); }
 
 /* Floats of scratch memory. */
 i64 hrr_scratch(i64 dim, i64 channels, i64 threads) {
-    return 4 * packed_size(dim, channels) + threads * thread_size(dim, channels);
+    return 4 * weights_size(dim, channels) + threads * thread_size(dim, channels);
 }
 
 static Work prepare(const Layer *l, int zero_sums) {
-    Work w = {.tokens_row = round_up(l->channels, PANEL), .row = round_up(l->dim, PANEL)};
+    Work w = {.tokens_row = row_of(l->channels), .row = row_of(l->dim)};
     w.sums_panel = round_up(l->channels, ROWS) * PANEL;
     float *scratch = l->scratch;
     w.stride = thread_size(l->dim, l->channels);
-    for (int i = 0; i < 4; i++) w.packed[i] = take(&scratch, packed_size(l->dim, l->channels));
+    for (int i = 0; i < 4; i++) w.weights[i] = take(&scratch, weights_size(l->dim, l->channels));
     scratch += omp_get_thread_num() * w.stride;
     for (int i = 0; i < 2; i++) w.sums[i] = take(&scratch, sums_size(l->channels));
     w.tokens = take(&scratch, TILE * w.tokens_row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
+    w.left = take(&scratch, TILE * whole_steps(l->channels));
+    w.turned = take(&scratch, TILE * round_up(l->channels, ROWS));
+    w.right = take(&scratch, TILE * round_up(l->channels, PANEL));
     for (int i = 0; i < zero_sums; i++) memset(w.sums[i], 0, 4 * sums_size(l->channels));
     return w;
 }
 
-/* Panels of columns of b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]; zeros behind the last.
+/* A matrix b (depth, columns) as a right factor, with element (s, j) at b[s·b_step + j·b_column].
    All threads share the work and wait for each other. */
-static void pack(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
+static void pack_weights(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
+    i64 steps = whole_steps(depth);
 #pragma omp for
     for (i64 first = 0; first < columns; first += PANEL)
-        for (i64 s = 0; s < depth; s++)
+        for (i64 s = 0; s < steps; s++)
             for (i64 j = first; j < first + PANEL; j++)
-                out[first * depth + s * PANEL + j - first] = j < columns ? b[s * b_step + j * b_column] : 0;
+                out[first * steps + s * PANEL + j - first] =
+                    j < columns && s < depth ? b[s * b_step + j * b_column] : 0;
 }
 
-/* out (count, row) = a (count, depth) b for packed b, or += */
-static void multiply_tile(i64 count, i64 columns, i64 depth, const float *a, i64 a_row, const float *packed, float *out,
+/* A tile as a left factor. */
+static const float *as_left(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
+    i64 steps = whole_steps(columns);
+    for (i64 i = 0; i < count; i++)
+        pack_left(tile + i * row, columns, 1, w->left + i / ROWS * ROWS * steps + i % ROWS * STEPS);
+    return w->left;
+}
+
+/* The factors of aᵀ b for tiles a and b (count, row). */
+static const float *as_turned(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
+    i64 steps = whole_steps(count);
+    for (i64 i = 0; i < steps; i++)
+        pack_right(i < count ? tile + i * row : NULL, columns, steps, ROWS, w->turned + i * ROWS);
+    return w->turned;
+}
+
+static const float *as_right(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
+    i64 steps = whole_steps(count);
+    for (i64 i = 0; i < steps; i++)
+        pack_right(i < count ? tile + i * row : NULL, columns, steps, PANEL, w->right + i * PANEL);
+    return w->right;
+}
+
+/* A tile (count, row) = a b for a of `depth` columns, or += */
+static void multiply_tile(i64 count, i64 columns, i64 depth, const float *left, const float *weights, float *tile,
                           i64 row, int add) {
-    multiply(count, columns, depth, a, a_row, 1, packed, PANEL, depth * PANEL, out, row, PANEL, add);
+    multiply(count, columns, whole_steps(depth), left, weights, tile, row, PANEL, add);
 }
 
-/* sums (rows, columns), in panels of columns, += aᵀ b for tiles a (count, a_row) and b (count, b_row) */
-static void add_product(i64 count, i64 rows, i64 columns, const float *a, i64 a_row, const float *b, i64 b_row,
-                        float *sums, i64 sums_panel) {
-    multiply(rows, columns, count, a, 1, a_row, b, b_row, PANEL, sums, PANEL, sums_panel, 1);
+/* sums (rows, columns) += aᵀ b over `count` tokens */
+static void add_product(const Work *w, i64 count, i64 rows, i64 columns, const float *turned, const float *right,
+                        float *sums) {
+    i64 steps = whole_steps(count);
+    multiply_turned(rows, columns, steps, turned, ROWS * steps, ROWS, right, sums, PANEL, w->sums_panel, 1);
 }
 
 /* The threads' sums together, to out (rows, columns); all threads share the work. */
@@ -154,9 +185,11 @@ void hrr_gram(const Layer *l) {
         FOR_TILES {
             i64 count = COUNT;
             load_tokens(l, &w, start, count);
+            const float *turned = as_turned(&w, w.tokens, w.tokens_row, count, channels);
+            const float *right = as_right(&w, w.tokens, w.tokens_row, count, channels);
             for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
-                add_product(count, least(j + PANEL, channels), least(PANEL, channels - j), w.tokens, w.tokens_row,
-                            w.tokens + j, w.tokens_row, w.sums[0] + j / PANEL * w.sums_panel, w.sums_panel);
+                add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
+                            right + j * whole_steps(count), w.sums[0] + j / PANEL * w.sums_panel);
         }
         add_threads(&w, 0, channels, channels, l->gram);
 #pragma omp for
@@ -171,14 +204,14 @@ void hrr_retrieve(const Layer *l) {
 #pragma omp parallel num_threads(l->threads)
     {
         Work w = prepare(l, 0);
-        pack(l->wv, 1, channels, channels, dim, w.packed[0]);
-        pack(l->wr, 1, channels, channels, dim, w.packed[1]);
-#pragma omp for schedule(static)
+        pack_weights(l->wv, 1, channels, channels, dim, w.weights[0]);
+        pack_weights(l->wr, 1, channels, channels, dim, w.weights[1]);
+#pragma omp for schedule(dynamic)
         FOR_TILES {
             i64 count = COUNT;
             load_tokens(l, &w, start, count);
-            for (int i = 0; i < 2; i++)
-                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[i], w.tiles[i], w.row, 0);
+            const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+            for (int i = 0; i < 2; i++) multiply_tile(count, dim, channels, x, w.weights[i], w.tiles[i], w.row, 0);
             store(w.tiles[0], w.row, start, count, dim, l->values);
             if (l->retrieved) store(w.tiles[1], w.row, start, count, dim, l->retrieved);
             for (i64 h = 0; h < l->heads; h++)
@@ -204,13 +237,14 @@ void hrr_project(const Layer *l) {
 #pragma omp parallel num_threads(l->threads)
     {
         Work w = prepare(l, 0);
-        pack(l->wo, 1, dim, dim, dim, w.packed[0]);
-#pragma omp for schedule(static)
+        pack_weights(l->wo, 1, dim, dim, dim, w.weights[0]);
+#pragma omp for schedule(dynamic)
         FOR_TILES {
             i64 count = COUNT;
             load(l->values, start, count, dim, w.tiles[0], w.row);
             weigh(l, start, count, w.tiles[0], w.row);
-            multiply_tile(count, dim, dim, w.tiles[0], w.row, w.packed[0], w.tiles[1], w.row, 0);
+            multiply_tile(count, dim, dim, as_left(&w, w.tiles[0], w.row, count, dim), w.weights[0], w.tiles[1], w.row,
+                          0);
             store(w.tiles[1], w.row, start, count, dim, l->out);
         }
     }
@@ -222,7 +256,7 @@ void hrr_project_gradient(const Layer *l) {
 #pragma omp parallel num_threads(l->threads)
     {
         Work w = prepare(l, 1);
-        if (!l->known) pack(l->wv, 1, channels, channels, dim, w.packed[0]);
+        if (!l->known) pack_weights(l->wv, 1, channels, channels, dim, w.weights[0]);
 #pragma omp for schedule(static)
         FOR_TILES {
             i64 count = COUNT;
@@ -230,12 +264,14 @@ void hrr_project_gradient(const Layer *l) {
                 load(l->values, start, count, dim, w.tiles[0], w.row);
             else {
                 load_tokens(l, &w, start, count);
-                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], w.tiles[0], w.row, 0);
+                const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+                multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 0);
                 store(w.tiles[0], w.row, start, count, dim, l->values);
             }
             weigh(l, start, count, w.tiles[0], w.row);
             load(l->grad_out, start, count, dim, w.tiles[1], w.row);
-            add_product(count, dim, dim, w.tiles[1], w.row, w.tiles[0], w.row, w.sums[0], w.sums_panel);
+            add_product(&w, count, dim, dim, as_turned(&w, w.tiles[1], w.row, count, dim),
+                        as_right(&w, w.tiles[0], w.row, count, dim), w.sums[0]);
         }
         add_threads(&w, 0, dim, dim, l->grad_wo);
     }
@@ -269,10 +305,10 @@ void hrr_retrieve_gradient(const Layer *l) {
     {
         Work w = prepare(l, 2);
         float *v = w.tiles[0], *r = w.tiles[1], *dv = w.tiles[2], *dr = w.tiles[3];
-        if (!l->retrieved) pack(l->wr, 1, channels, channels, dim, w.packed[0]);
-        pack(l->wo, dim, 1, dim, dim, w.packed[1]);
-        pack(l->wr, channels, 1, dim, dim, w.packed[2]);
-        pack(l->wv, channels, 1, dim, dim, w.packed[3]);
+        if (!l->retrieved) pack_weights(l->wr, 1, channels, channels, dim, w.weights[0]);
+        pack_weights(l->wo, dim, 1, dim, dim, w.weights[1]);
+        pack_weights(l->wr, channels, 1, dim, dim, w.weights[2]);
+        pack_weights(l->wv, channels, 1, dim, dim, w.weights[3]);
 #pragma omp for schedule(static)
         FOR_TILES {
             i64 count = COUNT;
@@ -281,19 +317,21 @@ void hrr_retrieve_gradient(const Layer *l) {
             if (l->retrieved)
                 load(l->retrieved, start, count, dim, r, w.row);
             else
-                multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], r, w.row, 0);
+                multiply_tile(count, dim, channels, as_left(&w, w.tokens, w.tokens_row, count, channels), w.weights[0], r,
+                              w.row, 0);
             load(l->grad_out, start, count, dim, dr, w.row);
-            multiply_tile(count, dim, dim, dr, w.row, w.packed[1], dv, w.row, 0);
+            multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.weights[1], dv, w.row, 0);
             for (i64 i = 0; i < count; i++)
                 for (i64 h = 0; h < l->heads; h++) {
                     i64 at = i * w.row + h * size;
                     differentiate_cosine(l->weights[h * l->tokens + start + i], l->delta[h], size, v + at, r + at,
                                          dv + at, dr + at);
                 }
-            add_product(count, dim, channels, dr, w.row, w.tokens, w.tokens_row, w.sums[0], w.sums_panel);
-            add_product(count, dim, channels, dv, w.row, w.tokens, w.tokens_row, w.sums[1], w.sums_panel);
-            multiply_tile(count, dim, dim, dr, w.row, w.packed[2], v, w.row, 0);
-            multiply_tile(count, dim, dim, dv, w.row, w.packed[3], v, w.row, 1);
+            const float *x = as_right(&w, w.tokens, w.tokens_row, count, channels), *grads[2] = {dr, dv};
+            for (int i = 0; i < 2; i++) {
+                add_product(&w, count, dim, channels, as_turned(&w, grads[i], w.row, count, dim), x, w.sums[i]);
+                multiply_tile(count, dim, dim, as_left(&w, grads[i], w.row, count, dim), w.weights[2 + i], v, w.row, i);
+            }
             store(v, w.row, start, count, dim, l->out);
         }
         add_threads(&w, 0, dim, channels, l->grad_wr);
@@ -307,13 +345,14 @@ void hrr_add_product(const Layer *l) {
 #pragma omp parallel num_threads(l->threads)
     {
         Work w = prepare(l, 0);
-        pack(l->matrix, dim, 1, channels, dim, w.packed[0]);
-#pragma omp for schedule(static)
+        pack_weights(l->matrix, dim, 1, channels, dim, w.weights[0]);
+#pragma omp for schedule(dynamic)
         FOR_TILES {
             i64 count = COUNT;
             load_tokens(l, &w, start, count);
             load(l->out, start, count, dim, w.tiles[0], w.row);
-            multiply_tile(count, dim, channels, w.tokens, w.tokens_row, w.packed[0], w.tiles[0], w.row, 1);
+            const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+            multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 1);
             store(w.tiles[0], w.row, start, count, dim, l->out);
         }
     }

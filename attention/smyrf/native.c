@@ -16,9 +16,13 @@
 
 #include "../native.h"
 
-#define KEYS 128      /* of a chunk; a multiple of every PANEL */
+#define KEYS 128      /* of a chunk; a multiple of every PANEL and of STEPS */
 #define KEY_ROWS 132  /* the next multiple of ROWS */
-#define QUERIES 48    /* of a tile in the backward pass; a multiple of ROWS */
+#define SCORES 144    /* floats from one query's scores to the next one's: `row_of` KEY_ROWS */
+#define QUERIES 48    /* of a tile in the backward pass; a multiple of ROWS and of STEPS */
+#define SPAN 512      /* keys that are packed at a time in the forward pass, or fewer; a multiple of KEYS */
+#define CACHED 65536  /* floats of packed keys and values that stay in a core's second cache */
+#define TILE 24       /* queries of a tile there; a multiple of ROWS */
 #define HIDDEN -1e30f /* the score of a pair that does not count; finite, so that differences are numbers */
 
 /* Field by field as _Problem in native.py. */
@@ -47,31 +51,41 @@ INLINE vec larger(vec a, vec b) {
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
 
-/* Rows base + index[0..count) of x (.., dim), times factor, to out (count, stride), zeros behind. */
-static void pack_rows(const float *x, const i64 *index, i64 count, i64 dim, i64 stride, float factor, float *out) {
-    for (i64 i = 0; i < count; i++, out += stride) {
-        const float *row = x + index[i] * dim;
-        for (i64 d = 0; d < dim; d++) out[d] = factor * row[d];
-        for (i64 d = dim; d < stride; d++) out[d] = 0;
-    }
+/* Rows of x (.., dim), times a number, as a left factor. */
+static void gather_left(const float *x, const i64 *index, i64 count, i64 dim, float factor, float *out) {
+    i64 strip = ROWS * whole_steps(dim);
+    for (i64 i = 0; i < count; i++) pack_left(x + index[i] * dim, dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
 }
 
-/* The same rows as columns, in panels (count / PANEL, dim, PANEL); zeros behind the last. */
-static void pack_columns(const float *x, const i64 *index, i64 count, i64 dim, float *out) {
-    for (i64 first = 0; first < count; first += PANEL, out += dim * PANEL)
+/* Rows of x (.., dim) as a right factor. */
+static void gather_right(const float *x, const i64 *index, i64 count, i64 dim, float *out) {
+    i64 steps = whole_steps(count);
+    for (i64 i = 0; i < steps; i++)
+        pack_right(i < count ? x + index[i] * dim : NULL, dim, steps, PANEL, out + i * PANEL);
+}
+
+/* The same rows as columns of a right factor. */
+static void gather_columns(const float *x, const i64 *index, i64 count, i64 dim, float *out) {
+    i64 steps = whole_steps(dim);
+    for (i64 first = 0; first < count; first += PANEL, out += steps * PANEL)
         for (i64 j = 0; j < PANEL; j++) {
-            const float *row = x + (first + j < count ? index[first + j] * dim : 0);
-            float factor = first + j < count;
-            for (i64 d = 0; d < dim; d++) out[d * PANEL + j] = factor ? row[d] : 0;
+            const float *row = first + j < count ? x + index[first + j] * dim : NULL;
+            for (i64 d = 0; d < steps; d++) out[d * PANEL + j] = row && d < dim ? row[d] : 0;
         }
 }
 
-/* What is to be known of a chunk of keys, to say which pairs count. */
+/* For rows of x (.., dim) to be in the cache when their time comes. */
+static void prefetch_rows(const float *x, const i64 *index, i64 count, i64 dim) {
+    for (i64 i = 0; i < count; i++)
+        for (i64 d = 0; d < dim; d += 16) __builtin_prefetch(x + index[i] * dim + d);
+}
+
+/* What is to be known of packed keys, to say which pairs count. */
 typedef struct {
     i64 earlier;           /* rounds in which a pair may have met */
-    float bias[KEYS];      /* HIDDEN for a masked key, else 0 */
-    int32_t position[KEYS];
-    int32_t *blocks;       /* (earlier, KEYS) */
+    float bias[SPAN];      /* HIDDEN for a masked key, else 0 */
+    int32_t position[SPAN];
+    int32_t *blocks;       /* (earlier, SPAN) */
 } Rules;
 
 static int has_rules(const Problem *p, i64 round) { return p->key_mask || p->lag >= 0 || (p->q_blocks && round > 0); }
@@ -79,83 +93,118 @@ static int has_rules(const Problem *p, i64 round) { return p->key_mask || p->lag
 static void gather_rules(const Problem *p, i64 round, i64 sequence, const i64 *index, i64 count, Rules *rules) {
     const uint8_t *mask = p->key_mask ? p->key_mask + sequence / p->heads * p->num_keys : 0;
     rules->earlier = p->q_blocks ? round : 0;
-    for (i64 j = 0; j < KEYS; j++) {
+    for (i64 j = 0; j < round_up(count, LANES); j++) {
         i64 token = j < count ? index[j] : 0;
         rules->bias[j] = mask && mask[token] ? HIDDEN : 0;
         rules->position[j] = token;
         for (i64 r = 0; r < rules->earlier; r++)
-            rules->blocks[r * KEYS + j] = p->k_blocks[(r * p->batch * p->heads + sequence) * p->num_keys + token];
+            rules->blocks[r * SPAN + j] = p->k_blocks[(r * p->batch * p->heads + sequence) * p->num_keys + token];
     }
 }
 
-/* Hides the scores of one query with the keys of the chunk where the pair does not count. */
-static void hide(const Problem *p, const Rules *rules, i64 sequence, i64 token, i64 count, float *scores) {
+/* Hides the scores of one query with `count` keys, from the packed key `first` on, where the pair does not count. */
+static void hide(const Problem *p, const Rules *rules, i64 sequence, i64 token, i64 first, i64 count, float *scores) {
     int32_t last = p->lag >= 0 ? token - p->lag : INT32_MAX;
     i64 rows = p->batch * p->heads * p->num_queries, row = sequence * p->num_queries + token;
     for (i64 j = 0; j < count; j += LANES) {
-        ivec hidden = IVEC(rules->position + j) > last;
+        ivec hidden = IVEC(rules->position + first + j) > last;
         for (i64 r = 0; r < rules->earlier; r++)
-            hidden |= IVEC(rules->blocks + r * KEYS + j) == p->q_blocks[r * rows + row];
-        vec kept = VEC(scores + j) + VEC(rules->bias + j), none = (vec){0} + HIDDEN;
+            hidden |= IVEC(rules->blocks + r * SPAN + first + j) == p->q_blocks[r * rows + row];
+        vec kept = VEC(scores + j) + VEC(rules->bias + first + j), none = (vec){0} + HIDDEN;
         VEC(scores + j) = (vec)((hidden & (ivec)none) | (~hidden & (ivec)kept));
     }
+}
+
+/* Keys that are packed at a time in the forward pass. */
+static i64 span_of(i64 key_dim, i64 value_dim) {
+    i64 chunks = CACHED / (KEYS * (whole_steps(key_dim) + round_up(value_dim, PANEL)));
+    return chunks < 1 ? KEYS : least(chunks * KEYS, SPAN);
 }
 
 /* Floats of scratch memory that a thread needs. */
 i64 smyrf_scratch(i64 key_dim, i64 value_dim, i64 rounds) {
     i64 dims = round_up(key_dim, PANEL) + round_up(value_dim, PANEL);
-    return KEY_ROWS * (3 * dims + rounds) + 2 * QUERIES * (dims + KEY_ROWS) + 16 * 32;
+    i64 forward = span_of(key_dim, value_dim) * dims + TILE * (dims + SCORES + KEYS);
+    i64 backward = KEY_ROWS * 3 * dims + QUERIES * (3 * dims + 2 * SCORES + KEYS);
+    return SPAN * rounds + (forward > backward ? forward : backward) + 16 * 32;
+}
+
+/* One query's scores with `count` keys to weights relative to the largest score so far, as a row of a left factor; what
+   its sums count before is brought to the new one. */
+INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, i64 value_dim, float *left) {
+    for (i64 j = count; j < round_up(count, LANES); j++) score[j] = 2 * HIDDEN;
+    vec tops = VEC(score), masses = {0};
+    for (i64 j = LANES; j < count; j += LANES) tops = larger(VEC(score + j), tops);
+    float before = *top;
+    for (int lane = 0; lane < LANES; lane++) *top = tops[lane] > *top ? tops[lane] : *top;
+    if (*top > before) {
+        float fade = exp2_of_one(before - *top);
+        *mass *= fade;
+        for (i64 d = 0; d < value_dim; d++) sum[d] *= fade;
+    }
+    for (i64 j = 0; j < count; j += LANES) {
+        vec weight = exp2_of(VEC(score + j) - *top);
+        masses += weight;
+        put_left(weight, left + j * ROWS);
+    }
+    for (int lane = 0; lane < LANES; lane++) *mass += masses[lane];
 }
 
 /* `count` queries of a block with all its keys, in one round. */
 static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index,
                             i64 count, float *scratch) {
-    i64 dim = p->key_dim, value_dim = p->value_dim, stride = round_up(value_dim, LANES);
-    i64 q_first = sequence * p->num_queries, k_first = sequence * p->num_keys;
-    Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * KEYS)};
-    float *k = take(&scratch, KEYS * dim), *v = take(&scratch, KEYS * stride), *q = take(&scratch, ROWS * dim);
-    float *scores = take(&scratch, ROWS * KEYS), *sums = take(&scratch, ROWS * stride);
-    for (i64 key = 0; key < p->block_keys; key += KEYS) {
-        i64 keys = least(KEYS, p->block_keys - key), ruled = has_rules(p, round);
-        int first = round == 0 && key == 0, last = round + 1 == p->rounds && key + keys == p->block_keys;
-        pack_columns(p->k + k_first * dim, k_index + key, keys, dim, k);
-        pack_rows(p->v + k_first * value_dim, k_index + key, keys, value_dim, stride, 1, v);
-        if (ruled) gather_rules(p, round, sequence, k_index + key, keys, &rules);
-        for (i64 query = 0; query < count; query += ROWS) {
-            i64 rows = least(ROWS, count - query);
+    i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), stride = round_up(value_dim, PANEL);
+    i64 q_first = sequence * p->num_queries, k_first = sequence * p->num_keys, ruled = has_rules(p, round);
+    i64 span = span_of(dim, value_dim);
+    const float *queries = p->q + q_first * dim;
+    float *out = p->out + q_first * value_dim, *lse = p->lse + q_first, *mass = p->mass + q_first;
+    Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
+    float *k = take(&scratch, span * steps), *v = take(&scratch, span * stride), *q = take(&scratch, TILE * steps);
+    float *scores = take(&scratch, TILE * SCORES), *weights = take(&scratch, TILE * KEYS);
+    float *sums = take(&scratch, TILE * stride);
+    for (i64 start = 0; start < p->block_keys; start += span) {
+        i64 keys = least(span, p->block_keys - start);
+        int first = round == 0 && start == 0, last = round + 1 == p->rounds && start + keys == p->block_keys;
+        prefetch_rows(p->k + k_first * dim, k_index + start, keys, dim);
+        prefetch_rows(queries, q_index, least(TILE, count), dim);
+        if (!first) prefetch_rows(out, q_index, least(TILE, count), value_dim);
+        for (i64 key = 0; key < keys; key += KEYS) {
+            const i64 *index = k_index + start + key;
+            gather_columns(p->k + k_first * dim, index, least(KEYS, keys - key), dim, k + key * steps);
+            gather_right(p->v + k_first * value_dim, index, least(KEYS, keys - key), value_dim, v + key * stride);
+        }
+        if (ruled) gather_rules(p, round, sequence, k_index + start, keys, &rules);
+        for (i64 query = 0; query < count; query += TILE) {
+            i64 rows = least(TILE, count - query), next = least(TILE, count - query - rows);
             const i64 *index = q_index + query;
-            pack_rows(p->q + q_first * dim, index, rows, dim, dim, p->scale * LOG2_E, q);
-            multiply(rows, keys, dim, q, dim, 1, k, PANEL, dim * PANEL, scores, KEYS, PANEL, 0);
+            prefetch_rows(queries, index + rows, next, dim);
+            if (!first) prefetch_rows(out, index + rows, next, value_dim);
+            gather_left(queries, index, rows, dim, p->scale * LOG2_E, q);
             for (i64 i = 0; i < rows; i++) {
-                float *score = scores + i * KEYS, *sum = sums + i * stride;
-                i64 row = q_first + index[i];
-                if (ruled) hide(p, &rules, sequence, index[i], keys, score);
-                for (i64 j = keys; j < round_up(keys, LANES); j++) score[j] = 2 * HIDDEN;
-                vec tops = VEC(score), masses = {0};
-                for (i64 j = LANES; j < keys; j += LANES) tops = larger(VEC(score + j), tops);
-                float top = first ? tops[0] : p->lse[row], mass = 0;
-                for (int lane = 0; lane < LANES; lane++) top = tops[lane] > top ? tops[lane] : top;
-                for (i64 j = 0; j < keys; j += LANES) masses += VEC(score + j) = exp2_of(VEC(score + j) - top);
-                for (int lane = 0; lane < LANES; lane++) mass += masses[lane];
-                if (first)
-                    memset(sum, 0, 4 * stride);
-                else {
-                    float fade = exp2_of_one(p->lse[row] - top), *before = p->out + row * value_dim;
-                    mass += fade * p->mass[row];
-                    for (i64 d = 0; d < value_dim; d++) sum[d] = fade * before[d];
-                }
-                p->lse[row] = top;
-                p->mass[row] = mass;
+                if (first) {
+                    lse[index[i]] = 2 * HIDDEN;
+                    mass[index[i]] = 0;
+                    memset(sums + i * stride, 0, 4 * stride);
+                } else
+                    memcpy(sums + i * stride, out + index[i] * value_dim, 4 * value_dim);
             }
-            multiply(rows, value_dim, keys, scores, KEYS, 1, v, stride, PANEL, sums, stride, PANEL, 1);
-            for (i64 i = 0; i < rows; i++) {
-                i64 row = q_first + index[i];
-                float top = p->lse[row], factor = 1;
-                if (last) {
-                    factor = top < HIDDEN / 2 ? 0 : 1 / p->mass[row];
-                    p->lse[row] = top < HIDDEN / 2 ? -INFINITY : LN_2 * (top + log2f(p->mass[row]));
+            for (i64 key = 0; key < keys; key += KEYS) {
+                i64 chunk = least(KEYS, keys - key), strip = ROWS * whole_steps(chunk);
+                multiply(rows, chunk, steps, q, k + key * steps, scores, SCORES, PANEL, 0);
+                for (i64 i = 0; i < rows; i++) {
+                    if (ruled) hide(p, &rules, sequence, index[i], key, chunk, scores + i * SCORES);
+                    weigh(scores + i * SCORES, chunk, lse + index[i], mass + index[i], sums + i * stride, value_dim,
+                          weights + i / ROWS * strip + i % ROWS * STEPS);
                 }
-                for (i64 d = 0; d < value_dim; d++) p->out[row * value_dim + d] = factor * sums[i * stride + d];
+                multiply(rows, value_dim, whole_steps(chunk), weights, v + key * stride, sums, stride, PANEL, 1);
+            }
+            for (i64 i = 0; i < rows; i++) {
+                float top = lse[index[i]], factor = 1;
+                if (last) {
+                    factor = top < HIDDEN / 2 ? 0 : 1 / mass[index[i]];
+                    lse[index[i]] = top < HIDDEN / 2 ? -INFINITY : LN_2 * (top + log2f(mass[index[i]]));
+                }
+                for (i64 d = 0; d < value_dim; d++) out[index[i] * value_dim + d] = factor * sums[i * stride + d];
             }
         }
     }
@@ -209,46 +258,62 @@ static void put_rows(const float *x, i64 count, i64 stride, i64 dim, const i64 *
 /* Up to KEYS keys of a block with all its queries, in one round; `grad_q` holds what earlier keys gave, unless first. */
 static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index, i64 count,
                           float *grad_q, int first, float *scratch) {
-    i64 dim = p->key_dim, value_dim = p->value_dim;
-    i64 stride = round_up(dim, LANES), value_stride = round_up(value_dim, LANES), ruled = has_rules(p, round);
+    i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), value_steps = whole_steps(value_dim);
+    i64 stride = round_up(dim, PANEL), value_stride = round_up(value_dim, PANEL), ruled = has_rules(p, round);
     i64 q_first = sequence * p->num_queries, k_first = sequence * p->num_keys;
-    Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * KEYS)};
-    float *k = take(&scratch, KEYS * stride), *k_columns = take(&scratch, KEYS * dim);
-    float *v_columns = take(&scratch, KEYS * value_dim);
+    Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
+    float *k = take(&scratch, KEYS * stride), *k_columns = take(&scratch, KEYS * steps);
+    float *v_columns = take(&scratch, KEYS * value_steps);
     float *dk = take(&scratch, KEY_ROWS * stride), *dv = take(&scratch, KEY_ROWS * value_stride);
-    float *q = take(&scratch, QUERIES * stride), *dq = take(&scratch, QUERIES * stride);
-    float *grad_out = take(&scratch, QUERIES * value_stride);
-    float *weights = take(&scratch, QUERIES * KEYS + ROWS), *grad_scores = take(&scratch, QUERIES * KEYS + ROWS);
+    float *q_left = take(&scratch, QUERIES * steps), *q_right = take(&scratch, QUERIES * stride);
+    float *grad_left = take(&scratch, QUERIES * value_steps), *grad_right = take(&scratch, QUERIES * value_stride);
+    float *dq = take(&scratch, QUERIES * stride), *grad_scores_left = take(&scratch, QUERIES * KEYS);
+    float *weights = take(&scratch, QUERIES * SCORES), *grad_scores = take(&scratch, QUERIES * SCORES);
+    const float *q = p->q + q_first * dim, *grad_out = p->grad_out + q_first * value_dim;
     const float *keys = p->k + k_first * dim, *values = p->v + k_first * value_dim;
-    pack_rows(keys, k_index, count, dim, stride, 1, k);
-    pack_columns(keys, k_index, count, dim, k_columns);
-    pack_columns(values, k_index, count, value_dim, v_columns);
+    prefetch_rows(keys, k_index, count, dim);
+    prefetch_rows(values, k_index, count, value_dim);
+    prefetch_rows(q, q_index, least(QUERIES, p->block_queries), dim);
+    prefetch_rows(grad_out, q_index, least(QUERIES, p->block_queries), value_dim);
+    gather_right(keys, k_index, count, dim, k);
+    gather_columns(keys, k_index, count, dim, k_columns);
+    gather_columns(values, k_index, count, value_dim, v_columns);
     if (ruled) gather_rules(p, round, sequence, k_index, count, &rules);
     for (i64 query = 0; query < p->block_queries; query += QUERIES) {
-        i64 rows = least(QUERIES, p->block_queries - query);
+        i64 rows = least(QUERIES, p->block_queries - query), whole_rows = whole_steps(rows);
+        i64 next = least(QUERIES, p->block_queries - query - rows);
         const i64 *index = q_index + query;
-        pack_rows(p->q + q_first * dim, index, rows, dim, stride, p->scale * LOG2_E, q);
-        pack_rows(p->grad_out + q_first * value_dim, index, rows, value_dim, value_stride, 1, grad_out);
-        multiply(rows, count, dim, q, stride, 1, k_columns, PANEL, dim * PANEL, weights, KEYS, PANEL, 0);
-        multiply(rows, count, value_dim, grad_out, value_stride, 1, v_columns, PANEL, value_dim * PANEL, grad_scores,
-                 KEYS, PANEL, 0);
+        prefetch_rows(q, index + rows, next, dim);
+        prefetch_rows(grad_out, index + rows, next, value_dim);
+        if (!first) prefetch_rows(grad_q + q_first * dim, index + rows, next, dim);
+        gather_left(q, index, rows, dim, p->scale * LOG2_E, q_left);
+        gather_right(q, index, rows, dim, q_right);
+        gather_left(grad_out, index, rows, value_dim, 1, grad_left);
+        gather_right(grad_out, index, rows, value_dim, grad_right);
+        multiply(rows, count, steps, q_left, k_columns, weights, SCORES, PANEL, 0);
+        multiply(rows, count, value_steps, grad_left, v_columns, grad_scores, SCORES, PANEL, 0);
         for (i64 i = 0; i < rows; i++) {
-            float *weight = weights + i * KEYS, *grad = grad_scores + i * KEYS;
+            float *weight = weights + i * SCORES, *grad = grad_scores + i * SCORES;
+            float *left = grad_scores_left + i / ROWS * ROWS * whole_steps(count) + i % ROWS * STEPS;
             float shift = p->shift[q_first + index[i]], delta = p->delta[q_first + index[i]];
-            if (ruled) hide(p, &rules, sequence, index[i], count, weight);
+            if (ruled) hide(p, &rules, sequence, index[i], 0, count, weight);
+            for (i64 j = count; j < round_up(count, LANES); j++) weight[j] = 2 * HIDDEN;
             for (i64 j = 0; j < count; j += LANES) {
-                vec w = exp2_of(VEC(weight + j) - shift);
+                vec w = exp2_of(VEC(weight + j) - shift), grad_score = w * (VEC(grad + j) - delta);
                 VEC(weight + j) = w;
-                VEC(grad + j) = w * (VEC(grad + j) - delta);
+                VEC(grad + j) = grad_score;
+                put_left(grad_score, left + j * ROWS);
             }
         }
-        multiply(rows, dim, count, grad_scores, KEYS, 1, k, stride, PANEL, dq, stride, PANEL, 0);
-        multiply(count, dim, rows, grad_scores, 1, KEYS, q, stride, PANEL, dk, stride, PANEL, query > 0);
-        multiply(count, value_dim, rows, weights, 1, KEYS, grad_out, value_stride, PANEL, dv, value_stride, PANEL,
-                 query > 0);
+        memset(weights + rows * SCORES, 0, 4 * (whole_rows - rows) * SCORES);
+        memset(grad_scores + rows * SCORES, 0, 4 * (whole_rows - rows) * SCORES);
+        multiply(rows, dim, whole_steps(count), grad_scores_left, k, dq, stride, PANEL, 0);
+        multiply_turned(count, dim, whole_rows, grad_scores, ROWS, SCORES, q_right, dk, stride, PANEL, query > 0);
+        multiply_turned(count, value_dim, whole_rows, weights, ROWS, SCORES, grad_right, dv, value_stride, PANEL,
+                        query > 0);
         put_rows(dq, rows, stride, dim, index, p->scale, !first, grad_q + q_first * dim);
     }
-    put_rows(dk, count, stride, dim, k_index, LN_2, round > 0, p->grad_k + k_first * dim);
+    put_rows(dk, count, stride, dim, k_index, p->scale, round > 0, p->grad_k + k_first * dim);
     put_rows(dv, count, value_stride, value_dim, k_index, 1, round > 0, p->grad_v + k_first * value_dim);
 }
 
