@@ -32,6 +32,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define NOINLINE static __attribute__((noinline))
 
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 INLINE i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 /* Takes `size` floats from the scratch memory, in whole cache lines. */

@@ -56,7 +56,7 @@ def forward(
             values = v[b, :, t].to(dtype)
             retrieved = torch.bmm(q[b, :, t].to(dtype), unbinding, out=torch.empty_like(values))  # (H, n, D)
             torch.exp(cosine(values, retrieved), out=weights[b, :, t])
-        normalize_(weights[b], mask, mask_superposition)
+        normalize_(weights[b], None if mask is None else mask[None], mask_superposition)
         for t in parts:
             torch.mul(v[b, :, t], weights[b, :, t, None], out=out[b, :, t])
     return out, weights, bound
@@ -105,14 +105,14 @@ def backward(
 
 
 def normalize_(exponentials: Tensor, mask: Tensor | None, mask_superposition: bool) -> None:
-    """exp(cosine) (H, N) to weights, in place; mask (N,), True = ignored.
+    """exp(cosine) (.., H, N) to weights, in place; mask (.., 1, N), True = ignored.
 
     Where all tokens are masked they get zeros, or 1/N each if masked tokens enter the superposition.
     """
     if mask is not None:
         exponentials.masked_fill_(mask, 0.0)
         if not mask_superposition:
-            exponentials.masked_fill_(mask.all(), 1.0)
+            exponentials.masked_fill_(mask.all(-1, keepdim=True), 1.0)
     total = exponentials.sum(-1, keepdim=True)
     exponentials.div_(total.masked_fill_(total == 0, 1.0))
 

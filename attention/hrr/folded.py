@@ -15,19 +15,19 @@ It wins where sequences are long against the channels: products of C x C matrice
 Here stands what is done with matrices; the passes over the tokens are those of `native`, or of `folded_passes`.
 
 Legend: C channels of x, plus a constant 1 where the projections have a bias (it is their last column then); E = H·D
-channels of q, k and v; one batch row of N tokens at a time.
+channels of q, k and v; B batch rows of N tokens. M, G, S and Wr are those of a row.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from attention.hrr import folded_passes, native
 from attention.hrr.chunked import normalize_
 from attention.hrr.ops import hankel, sum_of_bindings
+from attention.huge_pages import new_result
 
 
 def forward(
@@ -53,18 +53,15 @@ def forward(
     """
     batch, tokens, dim = x.shape
     passes = _passes_for(x)
-    out = x.new_empty(x.shape)
+    out = new_result(x, *x.shape)
     weights = x.new_empty(batch, num_heads, tokens)
-    gram = x.new_empty(batch, wq.shape[1], wq.shape[1])
-    kept = x.new_empty(2, batch, 0 if recompute else tokens, dim)
-    for b in range(batch):
-        mask = None if key_padding_mask is None else key_padding_mask[b]  # (N,)
-        gram[b] = passes.gram(x[b], wq.shape[1], mask if mask_superposition else None)
-        wr = _retrieval(wq, _unbinding(wk @ gram[b], wv, num_heads))  # (E, C)
-        values, retrieved = (out[b], None) if recompute else kept[:, b]  # (N, E)
-        passes.retrieve(x[b], wv, wr, weights[b], values, retrieved)
-        normalize_(weights[b], mask, mask_superposition)
-        passes.project(values, weights[b], wo, out[b])
+    kept = new_result(x, 2, batch, 0 if recompute else tokens, dim)
+    values, retrieved = (out, None) if recompute else kept
+    gram = passes.gram(x, wq.shape[1], key_padding_mask if mask_superposition else None)  # (B, C, C)
+    wr = _retrieval(wq, _unbinding(wk @ gram, wv, num_heads))  # (B, E, C)
+    passes.retrieve(x, wv, wr, weights, values, retrieved)
+    normalize_(weights, None if key_padding_mask is None else key_padding_mask[:, None], mask_superposition)
+    passes.project(values, weights, wo, out)
     return out, weights, gram, kept
 
 
@@ -85,31 +82,26 @@ def backward(
     dim, heads = x.shape[2], weights.shape[1]
     passes = _passes_for(x)
     recompute = kept.shape[2] == 0
-    grad_x = x.new_empty(x.shape)
-    totals = None
-    for b in range(len(x)):
-        mask = None if key_padding_mask is None or not mask_superposition else key_padding_mask[b]  # (N,)
-        values, retrieved = (grad_x[b], None) if recompute else kept[:, b]  # (N, E); grad_x is written later
-        grad_wo = passes.project_gradient(grad_out[b], x[b], wv, weights[b], values, known=not recompute)
-        delta = (grad_wo * wo).sum(0).unflatten(0, (heads, -1)).sum(-1)  # (H,)
-        keys_gram = wk @ gram[b]  # (E, C)
-        unbinding = _unbinding(keys_gram, wv, heads)  # (H, D, D)
-        wr = _retrieval(wq, unbinding)
-        grad_wr, grad_wv = passes.retrieve_gradient(
-            grad_out[b], x[b], wv, wr, wo, weights[b], delta, values, retrieved, grad_x[b]
-        )
-        grad_wr_h, wq_h, wk_h, wv_h = (w.unflatten(0, (heads, -1)) for w in (grad_wr, wq, wk, wv))  # (H, D, C)
-        grad_wq = (unbinding @ grad_wr_h).flatten(0, 1)
-        grad_state = hankel(sum_of_bindings(grad_wr_h @ wq_h.mT))  # (H, D, D)
-        bound_values = (grad_state @ wv_h).flatten(0, 1)  # (E, C)
-        grad_wk = bound_values @ gram[b]
-        grad_wv += (grad_state @ keys_gram.unflatten(0, (heads, -1))).flatten(0, 1)
-        grad_gram = wk.T @ bound_values
-        passes.add_product(x[b], mask, (grad_gram + grad_gram.T)[:, :dim], grad_x[b])
-        grads = grad_wq, grad_wk, grad_wv, grad_wo
-        totals = grads if totals is None else [total.add_(grad) for total, grad in zip(totals, grads, strict=True)]
-    totals = map(torch.zeros_like, (wq, wk, wv, wo)) if totals is None else totals
-    return grad_x, *totals
+    mask = key_padding_mask if mask_superposition else None
+    grad_x = new_result(x, *x.shape)
+    values, retrieved = (grad_x, None) if recompute else kept  # grad_x is written later
+    grad_wo = passes.project_gradient(grad_out, x, wv, weights, values, known=not recompute)  # (B, E, E)
+    delta = (grad_wo * wo).sum(1).unflatten(1, (heads, -1)).sum(-1)  # (B, H)
+    keys_gram = wk @ gram  # (B, E, C)
+    unbinding = _unbinding(keys_gram, wv, heads)  # (B, H, D, D)
+    wr = _retrieval(wq, unbinding)  # (B, E, C)
+    grad_wr, grad_wv = passes.retrieve_gradient(
+        grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x
+    )  # (B, E, C), (E, C)
+    grad_wr_h, wq_h, wv_h, keys_gram_h = (w.unflatten(-2, (heads, -1)) for w in (grad_wr, wq, wv, keys_gram))
+    grad_wq = (unbinding @ grad_wr_h).sum(0).flatten(0, 1)
+    grad_state = hankel(sum_of_bindings(grad_wr_h @ wq_h.mT))  # (B, H, D, D)
+    bound_values = (grad_state @ wv_h).flatten(1, 2)  # (B, E, C)
+    grad_wk = (bound_values @ gram).sum(0)
+    grad_wv += (grad_state @ keys_gram_h).sum(0).flatten(0, 1)
+    grad_gram = wk.T @ bound_values  # (B, C, C)
+    passes.add_product(x, mask, (grad_gram + grad_gram.mT)[..., :dim], grad_x)
+    return grad_x, grad_wq, grad_wk, grad_wv, grad_wo.sum(0)
 
 
 def _passes_for(x: Tensor) -> ModuleType:
@@ -117,11 +109,11 @@ def _passes_for(x: Tensor) -> ModuleType:
 
 
 def _unbinding(keys_gram: Tensor, wv: Tensor, num_heads: int) -> Tensor:
-    """M (H, D, D) of every head from Wk G (E, C): S = Wk G Wvᵀ, and β its anti-diagonal sums."""
-    state = keys_gram.unflatten(0, (num_heads, -1)) @ wv.unflatten(0, (num_heads, -1)).mT
+    """M (B, H, D, D) of every head from Wk G (B, E, C): S = Wk G Wvᵀ, and β its anti-diagonal sums."""
+    state = keys_gram.unflatten(1, (num_heads, -1)) @ wv.unflatten(0, (num_heads, -1)).mT
     return hankel(sum_of_bindings(state))
 
 
 def _retrieval(wq: Tensor, unbinding: Tensor) -> Tensor:
-    """The projection Wr (E, C) with x Wrᵀ = q M."""
-    return (unbinding @ wq.unflatten(0, (len(unbinding), -1))).flatten(0, 1)
+    """The projections Wr (B, E, C) with x Wrᵀ = q M."""
+    return (unbinding @ wq.unflatten(0, (unbinding.shape[1], -1))).flatten(1, 2)

@@ -1,9 +1,11 @@
 """The passes over tokens of the folded HRR layer, in chunks that stay in cache, by torch's products.
 
-Legend: x (N, E) are the tokens of one batch row, of C channels: E or, with a last one of ones, E + 1; a chunk has n.
+Legend: x (B, N, E) are the tokens, of C channels: E or, with a last one of ones, E + 1; a chunk has n of a batch row.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,41 +17,45 @@ GRAM_BLOCK = 64  # rows of G at a time, each from the diagonal on; narrower prod
 
 
 def gram(x: Tensor, channels: int, mask: Tensor | None) -> Tensor:
-    """G = Σ x xᵀ (C, C) over the tokens that the mask (N,) does not hide."""
-    total = x.new_zeros(channels, channels)
-    for t in _chunks(x):
-        chunk = _tokens(x, t, channels, mask)
+    """G = Σ x xᵀ (B, C, C) over the tokens that the mask (B, N) does not hide."""
+    total = x.new_zeros(len(x), channels, channels)
+    for b, t in _chunks(x):
+        chunk = _tokens(x, (b, t), channels, mask)
         for start in range(0, channels, GRAM_BLOCK):
             rows = slice(start, start + GRAM_BLOCK)
-            total[rows, start:].addmm_(chunk[:, rows].T, chunk[:, start:])
-    return total.triu() + total.triu(1).T
+            total[b, rows, start:].addmm_(chunk[:, rows].T, chunk[:, start:])
+    return total.triu() + total.triu(1).mT
 
 
 def retrieve(x: Tensor, wv: Tensor, wr: Tensor, weights: Tensor, values: Tensor, retrieved: Tensor | None) -> None:
-    """values = x Wvᵀ and retrieved = x Wrᵀ (N, E), where it is to be kept; weights (H, N) = exp(their cosines)."""
-    scratch = x.new_empty(_chunks(x)[0].stop, x.shape[1])
-    for t in _chunks(x):
-        chunk = _tokens(x, t, wv.shape[1])
-        pair = torch.mm(chunk, wv.T, out=values[t]), scratch[: len(chunk)] if retrieved is None else retrieved[t]
-        torch.mm(chunk, wr.T, out=pair[1])
-        torch.exp(cosine(*(_heads(y, weights) for y in pair)).T, out=weights[:, t])
+    """values = x Wvᵀ and retrieved = x Wrᵀ (B, N, E), where it is to be kept; weights (B, H, N) = exp(their cosines).
+
+    Args:
+        wv, wr: (E, C), (B, E, C).
+    """
+    scratch = _scratch(x)
+    for b, t in _chunks(x):
+        chunk = _tokens(x, (b, t), wv.shape[1])
+        kept = scratch[: len(chunk)] if retrieved is None else retrieved[b, t]
+        pair = torch.mm(chunk, wv.T, out=values[b, t]), torch.mm(chunk, wr[b].T, out=kept)
+        torch.exp(cosine(*(_heads(y, weights) for y in pair)).T, out=weights[b, :, t])
 
 
 def project(values: Tensor, weights: Tensor, wo: Tensor, out: Tensor) -> None:
-    """out (N, E) = (weights (H, N) ∘ values (N, E)) Woᵀ; out may be values."""
-    scratch = values.new_empty(_chunks(values)[0].stop, values.shape[1])
-    for t in _chunks(values):
-        torch.mm(_weigh(values[t], weights[:, t], scratch), wo.T, out=out[t])
+    """out (B, N, E) = (weights (B, H, N) ∘ values (B, N, E)) Woᵀ; out may be values."""
+    scratch = _scratch(values)
+    for b, t in _chunks(values):
+        torch.mm(_weigh(values[b, t], weights[b, :, t], scratch), wo.T, out=out[b, t])
 
 
 def project_gradient(grad_out: Tensor, x: Tensor, wv: Tensor, weights: Tensor, values: Tensor, known: bool) -> Tensor:
-    """The gradient of Wo; values = x Wvᵀ is written unless it is known."""
-    grad_wo = x.new_zeros(x.shape[1], x.shape[1])
-    scratch = x.new_empty(_chunks(x)[0].stop, x.shape[1])
-    for t in _chunks(x):
+    """The gradient of Wo, by batch row (B, E, E); values = x Wvᵀ is written unless it is known."""
+    grad_wo = x.new_zeros(len(x), x.shape[2], x.shape[2])
+    scratch = _scratch(x)
+    for b, t in _chunks(x):
         if not known:
-            torch.mm(_tokens(x, t, wv.shape[1]), wv.T, out=values[t])
-        grad_wo.addmm_(grad_out[t].T, _weigh(values[t], weights[:, t], scratch))
+            torch.mm(_tokens(x, (b, t), wv.shape[1]), wv.T, out=values[b, t])
+        grad_wo[b].addmm_(grad_out[b, t].T, _weigh(values[b, t], weights[b, :, t], scratch))
     return grad_wo
 
 
@@ -65,55 +71,66 @@ def retrieve_gradient(
     retrieved: Tensor | None,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of Wr and Wv (E, C); to out, which may be values, that of x but for what G contributes.
+    """Gradients of Wr (B, E, C) and Wv (E, C); to out, which may be values, that of x but for what G contributes.
 
     Args:
-        delta: (H,), Σ over tokens of weight times gradient of the weight.
+        delta: (B, H), Σ over tokens of weight times gradient of the weight.
     """
-    dim = x.shape[1]
+    dim = x.shape[2]
     grad_wr, grad_wv = torch.zeros_like(wr), torch.zeros_like(wv)
-    scratch = x.new_empty(3, _chunks(x)[0].stop, dim)
-    for t in _chunks(x):
-        chunk = _tokens(x, t, wv.shape[1])  # (n, C)
-        scratch_r, dv, dr = scratch[:, : len(chunk)]
-        r = torch.mm(chunk, wr.T, out=scratch_r) if retrieved is None else retrieved[t]
-        torch.mm(grad_out[t], wo, out=dv)
-        values_h, retrieved_h, dv_h, dr_h = (_heads(y, weights) for y in (values[t], r, dv, dr))
-        weight = weights[:, t].T  # (n, H)
-        grad_cosine = (torch.mul(values_h, dv_h, out=dr_h).sum(-1) - delta) * weight
+    scratches = [_scratch(x) for _ in range(3)]
+    for b, t in _chunks(x):
+        chunk = _tokens(x, (b, t), wv.shape[1])  # (n, C)
+        r, dv, dr = (scratch[: len(chunk)] for scratch in scratches)
+        r = torch.mm(chunk, wr[b].T, out=r) if retrieved is None else retrieved[b, t]
+        torch.mm(grad_out[b, t], wo, out=dv)
+        values_h, retrieved_h, dv_h, dr_h = (_heads(y, weights) for y in (values[b, t], r, dv, dr))
+        weight = weights[b, :, t].T  # (n, H)
+        grad_cosine = (torch.mul(values_h, dv_h, out=dr_h).sum(-1) - delta[b]) * weight
         dv_h.mul_(weight[..., None])
         add_cosine_gradient(grad_cosine, values_h, retrieved_h, dv_h, dr_h)
-        grad_wr.addmm_(dr.T, chunk)
+        grad_wr[b].addmm_(dr.T, chunk)
         grad_wv.addmm_(dv.T, chunk)
-        torch.mm(dr, wr[:, :dim], out=out[t]).addmm_(dv, wv[:, :dim])
+        torch.mm(dr, wr[b, :, :dim], out=out[b, t]).addmm_(dv, wv[:, :dim])
     return grad_wr, grad_wv
 
 
 def add_product(x: Tensor, mask: Tensor | None, matrix: Tensor, out: Tensor) -> None:
-    """out += x matrix, for a matrix (C, E); a masked token counts as zeros."""
-    for t in _chunks(x):
-        out[t].addmm_(_tokens(x, t, len(matrix), mask), matrix)
+    """out += x matrix, for a matrix (B, C, E); a masked token counts as zeros."""
+    for b, t in _chunks(x):
+        out[b, t].addmm_(_tokens(x, (b, t), matrix.shape[1], mask), matrix[b])
 
 
-def _chunks(x: Tensor) -> list[slice]:
-    return token_slices(*x.shape, x.device)
+def _slices(x: Tensor) -> list[slice]:
+    return token_slices(*x.shape[1:], x.device)
 
 
-def _tokens(x: Tensor, part: slice, channels: int, mask: Tensor | None = None) -> Tensor:
-    """The chunk (n, C) of x (N, E), zeros where masked."""
+def _chunks(x: Tensor) -> Iterator[tuple[int, slice]]:
+    """(batch row, tokens) of every chunk."""
+    return ((b, t) for b in range(len(x)) for t in _slices(x))
+
+
+def _scratch(x: Tensor) -> Tensor:
+    """Memory for the largest chunk (n, E)."""
+    return x.new_empty(_slices(x)[0].stop, x.shape[2])
+
+
+def _tokens(x: Tensor, part: tuple[int, slice], channels: int, mask: Tensor | None = None) -> Tensor:
+    """The chunk (n, C) of x (B, N, E), zeros where masked."""
     chunk = x[part]
-    if channels > x.shape[1]:
+    if channels > x.shape[2]:
         chunk = torch.cat([chunk, chunk.new_ones(len(chunk), 1)], dim=1)
-    return chunk if mask is None else chunk.masked_fill(mask[part, None], 0.0)
+    return chunk if mask is None else chunk.masked_fill(mask[part][:, None], 0.0)
 
 
 def _heads(x: Tensor, weights: Tensor) -> Tensor:
     """(n, E) -> (n, H, D)."""
-    return x.unflatten(1, (len(weights), -1))
+    return x.unflatten(1, (weights.shape[1], -1))
 
 
 def _weigh(values: Tensor, weights: Tensor, scratch: Tensor) -> Tensor:
     """values (n, E), each head times its weight (H, n), in the scratch memory."""
     out = scratch[: len(values)]
-    torch.mul(_heads(values, weights), weights.T[..., None], out=_heads(out, weights))
+    heads = len(weights), -1
+    torch.mul(values.unflatten(1, heads), weights.T[..., None], out=out.unflatten(1, heads))
     return out

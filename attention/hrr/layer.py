@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention.hrr import operators
+from attention.hrr import native, operators
 from attention.multi_head import MultiHeadAttention
 from attention.registry import check_tokens
 
-FOLDING_PAYS = 4  # times as many tokens as channels
+FOLDING_PAYS = 4  # from so many times as many tokens as channels on
+NATIVE_FOLDING_PAYS = 2  # by the kernels in C
 
 
 class HRRSelfAttention(MultiHeadAttention):
@@ -57,4 +58,5 @@ class HRRSelfAttention(MultiHeadAttention):
         if self.attention.backend != "auto" or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
         full_precision = x.dtype == self.output.weight.dtype and x.dtype in (torch.float32, torch.float64)
-        return full_precision and x.shape[1] >= FOLDING_PAYS * x.shape[2]
+        pays = NATIVE_FOLDING_PAYS if native.supports(x) else FOLDING_PAYS
+        return full_precision and x.shape[1] >= pays * x.shape[2]

@@ -1,9 +1,10 @@
 /* The passes over tokens of the folded HRR layer, on a CPU, in float32: attention/hrr/native.py calls them.
 
-   Each takes tiles of tokens through all that a pass does with them while they are in a core's cache. What sums over
-   tokens is summed by each thread for itself, over the same tiles in every call, and then over the threads.
+   Each takes tiles of tokens through all that a pass does with them while they are in a core's cache. For what sums over
+   tokens, every thread has a run of tiles, the same in every call: it sums over those of each batch row in it, and where
+   a row is in the runs of several threads, their sums are added up.
 
-   Legend: N tokens of E channels, in H heads; x has C channels, E or, with a last one of ones, E + 1. */
+   Legend: B batch rows of N tokens of E channels, in H heads; x has C channels, E or, with a last one of ones, E + 1. */
 
 #include "../native.h"
 
@@ -11,77 +12,107 @@
 
 /* Field by field as _Layer in native.py; every pass takes what it needs. */
 typedef struct {
-    const float *x, *grad_out;    /* (N, E) */
-    const uint8_t *mask;          /* (N), 1 = a token that counts as zeros; or NULL */
-    const float *wv, *wr;         /* (E, C) */
-    const float *wo;              /* (E, E) */
-    const float *matrix;          /* (C, E) */
-    const float *delta;           /* (H) */
-    float *weights;               /* (H, N) */
-    float *values;                /* (N, E) */
-    float *retrieved;             /* (N, E), or NULL where it is not kept */
-    float *out;                   /* (N, E) */
-    float *gram;                  /* (C, C) */
-    float *grad_wv, *grad_wr;     /* (E, C) */
-    float *grad_wo;               /* (E, E) */
+    const float *x, *grad_out;    /* (B, N, E) */
+    const uint8_t *mask;          /* (B, N), 1 = a token that counts as zeros; or NULL */
+    const float *wv, *wo;         /* (E, C), (E, E) */
+    const float *wr;              /* (B, E, C) */
+    const float *matrix;          /* (B, C, E) */
+    const float *delta;           /* (B, H) */
+    float *weights;               /* (B, H, N) */
+    float *values;                /* (B, N, E) */
+    float *retrieved;             /* (B, N, E), or NULL where it is not kept */
+    float *out;                   /* (B, N, E) */
+    float *gram;                  /* (B, C, C) */
+    float *grad_wr;               /* (B, E, C) */
+    float *grad_wv;               /* (E, C) */
+    float *grad_wo;               /* (B, E, E) */
     float *scratch;               /* `hrr_scratch` */
-    i64 tokens, dim, channels, heads;
+    i64 rows, tokens, dim, channels, heads;
     i64 known;                    /* whether `values` holds the values already */
     i64 threads;
 } Layer;
 
-/* What a thread works with. The weights are all threads' own together. */
+/* The layer of one batch row. */
+static Layer at_row(const Layer *l, i64 row) {
+    Layer r = *l;
+    i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels;
+    r.x += size, r.grad_out += size, r.values += size, r.out += size, r.wr += weights, r.grad_wr += weights;
+    if (r.mask) r.mask += row * l->tokens;
+    if (r.retrieved) r.retrieved += size;
+    r.matrix += weights, r.delta += row * l->heads, r.weights += row * l->heads * l->tokens;
+    r.gram += row * l->channels * l->channels, r.grad_wo += row * l->dim * l->dim;
+    return r;
+}
+
+/* What a thread works with. */
 typedef struct {
-    float *weights[4]; /* right factors of up to C steps */
+    float *shared[2];  /* right factors of up to C steps: all threads' own together */
+    float *weights[2]; /* and those of a batch row */
     float *tokens;     /* (TILE, tokens_row) */
     float *tiles[4];   /* (TILE, row) */
     float *left, *turned, *right; /* a tile as these factors */
-    float *sums[2];    /* (C / PANEL, C, PANEL), with as many rows as make whole ROWS */
+    float *parts[2];   /* sums over its tiles of its first batch row, and of another one: (C / PANEL, C, PANEL), with as
+                          many rows as make whole ROWS */
+    float *total;      /* and over all its tiles */
     i64 tokens_row, row, sums_panel;
-    i64 stride; /* from the sums of one thread to those of the next */
+    i64 stride;        /* from what is one thread's to the same of the next */
+    i64 row_tiles, all_tiles; /* tiles of a batch row, of all */
+    i64 thread, threads;
 } Work;
 
 static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
 
+static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * whole_steps(channels), 16); }
+
 static i64 thread_size(i64 dim, i64 channels) {
     i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
-    return TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16 + 2 * sums_size(channels);
+    return TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16 + 2 * weights_size(dim, channels) + 3 * sums_size(channels);
 }
-
-static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * whole_steps(channels), 16); }
 
 /* Floats of scratch memory. */
 i64 hrr_scratch(i64 dim, i64 channels, i64 threads) {
-    return 4 * weights_size(dim, channels) + threads * thread_size(dim, channels);
+    return 2 * weights_size(dim, channels) + threads * thread_size(dim, channels);
 }
 
-static Work prepare(const Layer *l, int zero_sums) {
+static Work prepare(const Layer *l) {
     Work w = {.tokens_row = row_of(l->channels), .row = row_of(l->dim)};
     w.sums_panel = round_up(l->channels, ROWS) * PANEL;
     float *scratch = l->scratch;
     w.stride = thread_size(l->dim, l->channels);
-    for (int i = 0; i < 4; i++) w.weights[i] = take(&scratch, weights_size(l->dim, l->channels));
-    scratch += omp_get_thread_num() * w.stride;
-    for (int i = 0; i < 2; i++) w.sums[i] = take(&scratch, sums_size(l->channels));
+    w.row_tiles = (l->tokens + TILE - 1) / TILE, w.all_tiles = l->rows * w.row_tiles;
+    w.thread = omp_get_thread_num(), w.threads = omp_get_num_threads();
+    for (int i = 0; i < 2; i++) w.shared[i] = take(&scratch, weights_size(l->dim, l->channels));
+    scratch += w.thread * w.stride;
+    for (int i = 0; i < 2; i++) w.parts[i] = take(&scratch, sums_size(l->channels));
+    w.total = take(&scratch, sums_size(l->channels));
+    for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->dim, l->channels));
     w.tokens = take(&scratch, TILE * w.tokens_row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
     w.left = take(&scratch, TILE * whole_steps(l->channels));
     w.turned = take(&scratch, TILE * round_up(l->channels, ROWS));
     w.right = take(&scratch, TILE * round_up(l->channels, PANEL));
-    for (int i = 0; i < zero_sums; i++) memset(w.sums[i], 0, 4 * sums_size(l->channels));
     return w;
 }
 
-/* A matrix b (depth, columns) as a right factor, with element (s, j) at b[s·b_step + j·b_column].
-   All threads share the work and wait for each other. */
-static void pack_weights(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
+/* A panel of columns of a matrix b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]. */
+static void pack_weights_panel(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, i64 first, float *out) {
     i64 steps = whole_steps(depth);
+    for (i64 s = 0; s < steps; s++)
+        for (i64 j = first; j < first + PANEL; j++)
+            out[first * steps + s * PANEL + j - first] = j < columns && s < depth ? b[s * b_step + j * b_column] : 0;
+}
+
+/* Such a matrix as a right factor. */
+static void pack_weights(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
+    for (i64 first = 0; first < columns; first += PANEL)
+        pack_weights_panel(b, b_step, b_column, depth, columns, first, out);
+}
+
+/* The same; all threads share the work and wait for each other. */
+static void pack_shared(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, float *out) {
 #pragma omp for
     for (i64 first = 0; first < columns; first += PANEL)
-        for (i64 s = 0; s < steps; s++)
-            for (i64 j = first; j < first + PANEL; j++)
-                out[first * steps + s * PANEL + j - first] =
-                    j < columns && s < depth ? b[s * b_step + j * b_column] : 0;
+        pack_weights_panel(b, b_step, b_column, depth, columns, first, out);
 }
 
 /* A tile as a left factor. */
@@ -120,19 +151,51 @@ static void add_product(const Work *w, i64 count, i64 rows, i64 columns, const f
     multiply_turned(rows, columns, steps, turned, ROWS * steps, ROWS, right, sums, PANEL, w->sums_panel, 1);
 }
 
-/* The threads' sums together, to out (rows, columns); all threads share the work. */
-static void add_threads(const Work *w, int which, i64 rows, i64 columns, float *out) {
-    const float *first = w->sums[which] - omp_get_thread_num() * w->stride;
-    i64 threads = omp_get_num_threads();
+/* The first tile of a thread's run, and behind the last one that of the next thread's. */
+static i64 run_start(const Work *w, i64 thread) { return w->all_tiles * thread / w->threads; }
+
+static float *sums_of_row(const Work *w, i64 thread, i64 row) {
+    i64 first_row = run_start(w, thread) / w->row_tiles;
+    return w->parts[row != first_row] + (thread - w->thread) * w->stride;
+}
+
+static float *zeros(float *sums, i64 channels) { return memset(sums, 0, 4 * sums_size(channels)); }
+
+/* Row i of sums to out, or added to it. */
+static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int add, float *out) {
+    for (i64 j = 0; j < columns; j++)
+        out[j] = (add ? out[j] : 0) + sums[j / PANEL * w->sums_panel + i * PANEL + j % PANEL];
+}
+
+/* The sums (rows, columns) of all batch rows to out, for those that are in the runs of several threads after all have
+   summed; the others come from `put_own_row`. All threads share the work. */
+static void put_shared_rows(const Work *w, i64 rows, i64 columns, float *out) {
+#pragma omp barrier
+    for (i64 thread = 1; thread < w->threads; thread++) {
+        i64 row = run_start(w, thread) / w->row_tiles, first = thread - 1, last = thread;
+        if (run_start(w, thread) % w->row_tiles == 0 || run_start(w, first) > row * w->row_tiles) continue;
+        while (last + 1 < w->threads && run_start(w, last + 1) < (row + 1) * w->row_tiles) last++;
+#pragma omp for
+        for (i64 i = 0; i < rows; i++)
+            for (i64 t = first; t <= last; t++)
+                put_sums(w, sums_of_row(w, t, row), i, columns, t > first, out + (row * rows + i) * columns);
+    }
+}
+
+/* Those of a batch row to out, if it is this thread's alone. */
+static void put_own_row(const Work *w, i64 row, i64 rows, i64 columns, float *out) {
+    if (run_start(w, w->thread) > row * w->row_tiles || run_start(w, w->thread + 1) < (row + 1) * w->row_tiles) return;
+    for (i64 i = 0; i < rows; i++)
+        put_sums(w, sums_of_row(w, w->thread, row), i, columns, 0, out + (row * rows + i) * columns);
+}
+
+/* The totals (rows, columns) of all threads to out; all share the work. */
+static void put_total(const Work *w, i64 rows, i64 columns, float *out) {
 #pragma omp barrier
 #pragma omp for
     for (i64 i = 0; i < rows; i++)
-        for (i64 j = 0; j < columns; j++) {
-            float sum = 0;
-            for (i64 t = 0; t < threads; t++)
-                sum += first[t * w->stride + j / PANEL * w->sums_panel + i * PANEL + j % PANEL];
-            out[i * columns + j] = sum;
-        }
+        for (i64 t = 0; t < w->threads; t++)
+            put_sums(w, w->total + (t - w->thread) * w->stride, i, columns, t > 0, out + i * columns);
 }
 
 static void load_tokens(const Layer *l, const Work *w, i64 start, i64 count) {
@@ -172,60 +235,77 @@ INLINE float inverse_norm(float square) {
     return norm <= 1e-18f ? 0 : 1 / norm;
 }
 
-#define FOR_TILES for (i64 start = 0; start < l->tokens; start += TILE)
-#define COUNT least(TILE, l->tokens - start)
+#define THREADS num_threads(least(l->threads, l->rows * ((l->tokens + TILE - 1) / TILE)))
+#define FOR_ROWS_OF_RUN                                                   \
+    for (i64 row = run_start(&w, w.thread) / w.row_tiles;                 \
+         row * w.row_tiles < run_start(&w, w.thread + 1); row++)
+#define FOR_TILES_OF_RUN                                            \
+    for (i64 tile = most(run_start(&w, w.thread), row * w.row_tiles); \
+         tile < least(run_start(&w, w.thread + 1), (row + 1) * w.row_tiles); tile++)
+#define FOR_ALL_TILES for (i64 tile = 0; tile < w.all_tiles; tile++)
 
 /* gram = Σ x xᵀ */
 void hrr_gram(const Layer *l) {
     i64 channels = l->channels;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 1);
-#pragma omp for schedule(static)
-        FOR_TILES {
-            i64 count = COUNT;
-            load_tokens(l, &w, start, count);
-            const float *turned = as_turned(&w, w.tokens, w.tokens_row, count, channels);
-            const float *right = as_right(&w, w.tokens, w.tokens_row, count, channels);
-            for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
-                add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
-                            right + j * whole_steps(count), w.sums[0] + j / PANEL * w.sums_panel);
+        Work w = prepare(l);
+        FOR_ROWS_OF_RUN {
+            Layer r = at_row(l, row);
+            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            FOR_TILES_OF_RUN {
+                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+                load_tokens(&r, &w, start, count);
+                const float *turned = as_turned(&w, w.tokens, w.tokens_row, count, channels);
+                const float *right = as_right(&w, w.tokens, w.tokens_row, count, channels);
+                for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
+                    add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
+                                right + j * whole_steps(count), sums + j / PANEL * w.sums_panel);
+            }
+            put_own_row(&w, row, channels, channels, l->gram);
         }
-        add_threads(&w, 0, channels, channels, l->gram);
+        put_shared_rows(&w, channels, channels, l->gram);
 #pragma omp for
-        for (i64 i = 0; i < channels; i++)
-            for (i64 j = 0; j < i; j++) l->gram[i * channels + j] = l->gram[j * channels + i];
+        for (i64 row = 0; row < l->rows; row++) {
+            float *gram = l->gram + row * channels * channels;
+            for (i64 i = 0; i < channels; i++)
+                for (i64 j = 0; j < i; j++) gram[i * channels + j] = gram[j * channels + i];
+        }
     }
 }
 
 /* values = x Wvᵀ, retrieved = x Wrᵀ where it is kept, and weights = exp(their cosines) */
 void hrr_retrieve(const Layer *l) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 0);
-        pack_weights(l->wv, 1, channels, channels, dim, w.weights[0]);
-        pack_weights(l->wr, 1, channels, channels, dim, w.weights[1]);
+        Work w = prepare(l);
+        i64 packed = -1;
+        pack_shared(l->wv, 1, channels, channels, dim, w.shared[0]);
 #pragma omp for schedule(dynamic)
-        FOR_TILES {
-            i64 count = COUNT;
-            load_tokens(l, &w, start, count);
+        FOR_ALL_TILES {
+            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+            Layer r = at_row(l, row);
+            if (row != packed) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
+            packed = row;
+            load_tokens(&r, &w, start, count);
             const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
-            for (int i = 0; i < 2; i++) multiply_tile(count, dim, channels, x, w.weights[i], w.tiles[i], w.row, 0);
-            store(w.tiles[0], w.row, start, count, dim, l->values);
-            if (l->retrieved) store(w.tiles[1], w.row, start, count, dim, l->retrieved);
+            multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[0], w.row, 0);
+            multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[1], w.row, 0);
+            store(w.tiles[0], w.row, start, count, dim, r.values);
+            if (r.retrieved) store(w.tiles[1], w.row, start, count, dim, r.retrieved);
             for (i64 h = 0; h < l->heads; h++)
                 for (i64 i = 0; i < count; i++) {
-                    const float *v = w.tiles[0] + i * w.row + h * size, *r = w.tiles[1] + i * w.row + h * size;
+                    const float *v = w.tiles[0] + i * w.row + h * size, *retrieved = w.tiles[1] + i * w.row + h * size;
                     float product = 0, v_square = 0, r_square = 0;
 #pragma omp simd reduction(+ : product, v_square, r_square)
                     for (i64 d = 0; d < size; d++) {
-                        product += v[d] * r[d];
+                        product += v[d] * retrieved[d];
                         v_square += v[d] * v[d];
-                        r_square += r[d] * r[d];
+                        r_square += retrieved[d] * retrieved[d];
                     }
                     float cosine = product * inverse_norm(v_square) * inverse_norm(r_square);
-                    l->weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
+                    r.weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
                 }
         }
     }
@@ -234,18 +314,19 @@ void hrr_retrieve(const Layer *l) {
 /* out = (weights ∘ values) Woᵀ; out may be values */
 void hrr_project(const Layer *l) {
     i64 dim = l->dim;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 0);
-        pack_weights(l->wo, 1, dim, dim, dim, w.weights[0]);
+        Work w = prepare(l);
+        pack_shared(l->wo, 1, dim, dim, dim, w.shared[0]);
 #pragma omp for schedule(dynamic)
-        FOR_TILES {
-            i64 count = COUNT;
-            load(l->values, start, count, dim, w.tiles[0], w.row);
-            weigh(l, start, count, w.tiles[0], w.row);
-            multiply_tile(count, dim, dim, as_left(&w, w.tiles[0], w.row, count, dim), w.weights[0], w.tiles[1], w.row,
-                          0);
-            store(w.tiles[1], w.row, start, count, dim, l->out);
+        FOR_ALL_TILES {
+            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+            Layer r = at_row(l, row);
+            load(r.values, start, count, dim, w.tiles[0], w.row);
+            weigh(&r, start, count, w.tiles[0], w.row);
+            const float *weighed = as_left(&w, w.tiles[0], w.row, count, dim);
+            multiply_tile(count, dim, dim, weighed, w.shared[0], w.tiles[1], w.row, 0);
+            store(w.tiles[1], w.row, start, count, dim, r.out);
         }
     }
 }
@@ -253,27 +334,31 @@ void hrr_project(const Layer *l) {
 /* values = x Wvᵀ unless known, and grad_wo = grad_outᵀ (weights ∘ values) */
 void hrr_project_gradient(const Layer *l) {
     i64 dim = l->dim, channels = l->channels;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 1);
-        if (!l->known) pack_weights(l->wv, 1, channels, channels, dim, w.weights[0]);
-#pragma omp for schedule(static)
-        FOR_TILES {
-            i64 count = COUNT;
-            if (l->known)
-                load(l->values, start, count, dim, w.tiles[0], w.row);
-            else {
-                load_tokens(l, &w, start, count);
-                const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
-                multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 0);
-                store(w.tiles[0], w.row, start, count, dim, l->values);
+        Work w = prepare(l);
+        if (!l->known) pack_shared(l->wv, 1, channels, channels, dim, w.shared[0]);
+        FOR_ROWS_OF_RUN {
+            Layer r = at_row(l, row);
+            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            FOR_TILES_OF_RUN {
+                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+                if (l->known)
+                    load(r.values, start, count, dim, w.tiles[0], w.row);
+                else {
+                    load_tokens(&r, &w, start, count);
+                    const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+                    multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[0], w.row, 0);
+                    store(w.tiles[0], w.row, start, count, dim, r.values);
+                }
+                weigh(&r, start, count, w.tiles[0], w.row);
+                load(r.grad_out, start, count, dim, w.tiles[1], w.row);
+                add_product(&w, count, dim, dim, as_turned(&w, w.tiles[1], w.row, count, dim),
+                            as_right(&w, w.tiles[0], w.row, count, dim), sums);
             }
-            weigh(l, start, count, w.tiles[0], w.row);
-            load(l->grad_out, start, count, dim, w.tiles[1], w.row);
-            add_product(&w, count, dim, dim, as_turned(&w, w.tiles[1], w.row, count, dim),
-                        as_right(&w, w.tiles[0], w.row, count, dim), w.sums[0]);
+            put_own_row(&w, row, dim, dim, l->grad_wo);
         }
-        add_threads(&w, 0, dim, dim, l->grad_wo);
+        put_shared_rows(&w, dim, dim, l->grad_wo);
     }
 }
 
@@ -301,59 +386,68 @@ INLINE void differentiate_cosine(float weight, float delta, i64 size, const floa
 /* grad_wr, grad_wv, and out = the gradient of x but for what the Gram matrix contributes; out may be values */
 void hrr_retrieve_gradient(const Layer *l) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 2);
-        float *v = w.tiles[0], *r = w.tiles[1], *dv = w.tiles[2], *dr = w.tiles[3];
-        if (!l->retrieved) pack_weights(l->wr, 1, channels, channels, dim, w.weights[0]);
-        pack_weights(l->wo, dim, 1, dim, dim, w.weights[1]);
-        pack_weights(l->wr, channels, 1, dim, dim, w.weights[2]);
-        pack_weights(l->wv, channels, 1, dim, dim, w.weights[3]);
-#pragma omp for schedule(static)
-        FOR_TILES {
-            i64 count = COUNT;
-            load_tokens(l, &w, start, count);
-            load(l->values, start, count, dim, v, w.row);
-            if (l->retrieved)
-                load(l->retrieved, start, count, dim, r, w.row);
-            else
-                multiply_tile(count, dim, channels, as_left(&w, w.tokens, w.tokens_row, count, channels), w.weights[0], r,
-                              w.row, 0);
-            load(l->grad_out, start, count, dim, dr, w.row);
-            multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.weights[1], dv, w.row, 0);
-            for (i64 i = 0; i < count; i++)
-                for (i64 h = 0; h < l->heads; h++) {
-                    i64 at = i * w.row + h * size;
-                    differentiate_cosine(l->weights[h * l->tokens + start + i], l->delta[h], size, v + at, r + at,
-                                         dv + at, dr + at);
+        Work w = prepare(l);
+        float *v = w.tiles[0], *retrieved = w.tiles[1], *dv = w.tiles[2], *dr = w.tiles[3];
+        zeros(w.total, channels);
+        pack_shared(l->wo, dim, 1, dim, dim, w.shared[0]);
+        pack_shared(l->wv, channels, 1, dim, dim, w.shared[1]);
+        FOR_ROWS_OF_RUN {
+            Layer r = at_row(l, row);
+            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            if (!r.retrieved) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
+            pack_weights(r.wr, channels, 1, dim, dim, w.weights[1]);
+            FOR_TILES_OF_RUN {
+                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+                load_tokens(&r, &w, start, count);
+                load(r.values, start, count, dim, v, w.row);
+                if (r.retrieved)
+                    load(r.retrieved, start, count, dim, retrieved, w.row);
+                else {
+                    const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+                    multiply_tile(count, dim, channels, x, w.weights[0], retrieved, w.row, 0);
                 }
-            const float *x = as_right(&w, w.tokens, w.tokens_row, count, channels), *grads[2] = {dr, dv};
-            for (int i = 0; i < 2; i++) {
-                add_product(&w, count, dim, channels, as_turned(&w, grads[i], w.row, count, dim), x, w.sums[i]);
-                multiply_tile(count, dim, dim, as_left(&w, grads[i], w.row, count, dim), w.weights[2 + i], v, w.row, i);
+                load(r.grad_out, start, count, dim, dr, w.row);
+                multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.shared[0], dv, w.row, 0);
+                for (i64 i = 0; i < count; i++)
+                    for (i64 h = 0; h < l->heads; h++) {
+                        i64 at = i * w.row + h * size;
+                        differentiate_cosine(r.weights[h * l->tokens + start + i], r.delta[h], size, v + at,
+                                             retrieved + at, dv + at, dr + at);
+                    }
+                const float *x = as_right(&w, w.tokens, w.tokens_row, count, channels);
+                add_product(&w, count, dim, channels, as_turned(&w, dr, w.row, count, dim), x, sums);
+                add_product(&w, count, dim, channels, as_turned(&w, dv, w.row, count, dim), x, w.total);
+                multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.weights[1], v, w.row, 0);
+                multiply_tile(count, dim, dim, as_left(&w, dv, w.row, count, dim), w.shared[1], v, w.row, 1);
+                store(v, w.row, start, count, dim, r.out);
             }
-            store(v, w.row, start, count, dim, l->out);
+            put_own_row(&w, row, dim, channels, l->grad_wr);
         }
-        add_threads(&w, 0, dim, channels, l->grad_wr);
-        add_threads(&w, 1, dim, channels, l->grad_wv);
+        put_shared_rows(&w, dim, channels, l->grad_wr);
+        put_total(&w, dim, channels, l->grad_wv);
     }
 }
 
 /* out += x matrix */
 void hrr_add_product(const Layer *l) {
     i64 dim = l->dim, channels = l->channels;
-#pragma omp parallel num_threads(l->threads)
+#pragma omp parallel THREADS
     {
-        Work w = prepare(l, 0);
-        pack_weights(l->matrix, dim, 1, channels, dim, w.weights[0]);
+        Work w = prepare(l);
+        i64 packed = -1;
 #pragma omp for schedule(dynamic)
-        FOR_TILES {
-            i64 count = COUNT;
-            load_tokens(l, &w, start, count);
-            load(l->out, start, count, dim, w.tiles[0], w.row);
+        FOR_ALL_TILES {
+            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
+            Layer r = at_row(l, row);
+            if (row != packed) pack_weights(r.matrix, dim, 1, channels, dim, w.weights[0]);
+            packed = row;
+            load_tokens(&r, &w, start, count);
+            load(r.out, start, count, dim, w.tiles[0], w.row);
             const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
             multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 1);
-            store(w.tiles[0], w.row, start, count, dim, l->out);
+            store(w.tiles[0], w.row, start, count, dim, r.out);
         }
     }
 }

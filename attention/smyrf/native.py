@@ -13,6 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from attention.huge_pages import new_result
 from attention.native_support import load_kernels
 from attention.smyrf.layout import Layout
 
@@ -45,7 +46,7 @@ def supports(layout: Layout) -> bool:
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
     """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    out = lse.new_empty(*lse.shape, v.shape[3])
+    out = new_result(lse, *lse.shape, v.shape[3])
     _run("smyrf_forward", q, k, v, layout, scale, out=out, lse=lse, mass=torch.empty_like(lse))
     return out.to(q.dtype), lse
 
@@ -63,7 +64,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; shapes as in `attend_forward`."""
     parts = _key_parts(layout)
-    grad_q, grad_k, grad_v = (lse.new_empty(shape) for shape in ((parts, *q.shape), k.shape, v.shape))
+    grad_q, grad_k, grad_v = (new_result(lse, *shape) for shape in ((parts, *q.shape), k.shape, v.shape))
     results = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     results |= {"shift": torch.empty_like(lse), "delta": torch.empty_like(lse)}
     given = {"grad_out": grad_out, "grad_lse": grad_lse, "out": out, "lse": lse}

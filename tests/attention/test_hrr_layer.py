@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention import HRRSelfAttention, MultiHeadAttention
-from attention.hrr import chunked, operators
+from attention.hrr import chunked, native, operators
 from tests.tolerance import assert_close
 
 DIM, HEADS, TOKENS = 10, 2, 43
@@ -106,7 +106,8 @@ def test_keeps_its_input_alone():
 def test_folds_where_that_pays_only():
     x, _ = tokens(torch.float32)
     assert is_folded(layers(torch.float32)[0](x))
-    assert not is_folded(layers(torch.float32)[0](x[:, : 4 * DIM - 1])), "short sequences"
+    for length, folds in ((2 * DIM - 1, False), (2 * DIM, native.supports(x)), (4 * DIM, True)):
+        assert is_folded(layers(torch.float32)[0](x[:, :length])) == folds
     assert not is_folded(layers(torch.float32, backend="chunked")[0](x)), "a backend by name"
     assert not is_folded(layers(torch.bfloat16)[0](x.bfloat16())), "half precision"
     with torch.autocast("cpu", torch.bfloat16):
