@@ -66,7 +66,8 @@ static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, P
 
 static i64 thread_size(i64 dim, i64 channels) {
     i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
-    return TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16 + 2 * weights_size(dim, channels) + 3 * sums_size(channels);
+    i64 tiles = TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16;
+    return tiles + 2 * weights_size(dim, channels) + 3 * sums_size(channels);
 }
 
 /* Floats of scratch memory. */
@@ -115,26 +116,34 @@ static void pack_shared(const float *b, i64 b_step, i64 b_column, i64 depth, i64
         pack_weights_panel(b, b_step, b_column, depth, columns, first, out);
 }
 
+/* Some tokens: `count` rows, one every `row` floats. */
+typedef struct {
+    const float *x;
+    i64 row, count;
+} Tile;
+
+static Tile tile_of(const float *x, i64 row, i64 count) { return (Tile){x, row, count}; }
+
 /* A tile as a left factor. */
-static const float *as_left(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
+static const float *as_left(const Work *w, Tile t, i64 columns) {
     i64 steps = whole_steps(columns);
-    for (i64 i = 0; i < count; i++)
-        pack_left(tile + i * row, columns, 1, w->left + i / ROWS * ROWS * steps + i % ROWS * STEPS);
+    for (i64 i = 0; i < t.count; i++)
+        pack_left(t.x + i * t.row, columns, 1, w->left + i / ROWS * ROWS * steps + i % ROWS * STEPS);
     return w->left;
 }
 
-/* The factors of aᵀ b for tiles a and b (count, row). */
-static const float *as_turned(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
-    i64 steps = whole_steps(count);
+/* The factors of aᵀ b for tiles a and b. */
+static const float *as_turned(const Work *w, Tile t, i64 columns) {
+    i64 steps = whole_steps(t.count);
     for (i64 i = 0; i < steps; i++)
-        pack_right(i < count ? tile + i * row : NULL, columns, steps, ROWS, w->turned + i * ROWS);
+        pack_right(i < t.count ? t.x + i * t.row : NULL, columns, steps, ROWS, w->turned + i * ROWS);
     return w->turned;
 }
 
-static const float *as_right(const Work *w, const float *tile, i64 row, i64 count, i64 columns) {
-    i64 steps = whole_steps(count);
+static const float *as_right(const Work *w, Tile t, i64 columns) {
+    i64 steps = whole_steps(t.count);
     for (i64 i = 0; i < steps; i++)
-        pack_right(i < count ? tile + i * row : NULL, columns, steps, PANEL, w->right + i * PANEL);
+        pack_right(i < t.count ? t.x + i * t.row : NULL, columns, steps, PANEL, w->right + i * PANEL);
     return w->right;
 }
 
@@ -198,35 +207,33 @@ static void put_total(const Work *w, i64 rows, i64 columns, float *out) {
             put_sums(w, w->total + (t - w->thread) * w->stride, i, columns, t > 0, out + i * columns);
 }
 
-static void load_tokens(const Layer *l, const Work *w, i64 start, i64 count) {
-    for (i64 i = 0; i < count; i++) {
+/* Tokens of x with all C channels, and zeros for masked ones. */
+static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count) {
+    const float *x = l->x + start * l->dim;
+    if (!l->mask && l->channels == l->dim) return tile_of(x, l->dim, count);
+    for (i64 i = 0; i < count; i++, x += l->dim) {
         float *row = w->tokens + i * w->tokens_row;
-        memset(row + l->dim, 0, 4 * (w->tokens_row - l->dim));
-        if (l->mask && l->mask[start + i]) {
-            memset(row, 0, 4 * l->dim);
-            continue;
-        }
-        memcpy(row, l->x + (start + i) * l->dim, 4 * l->dim);
-        if (l->channels > l->dim) row[l->dim] = 1;
+        int counts = !l->mask || !l->mask[start + i];
+        for (i64 d = 0; d < l->dim; d++) row[d] = counts ? x[d] : 0;
+        if (l->channels > l->dim) row[l->dim] = counts;
     }
-}
-
-static void load(const float *x, i64 start, i64 count, i64 dim, float *tile, i64 row) {
-    for (i64 i = 0; i < count; i++) memcpy(tile + i * row, x + (start + i) * dim, 4 * dim);
+    return tile_of(w->tokens, w->tokens_row, count);
 }
 
 static void store(const float *tile, i64 row, i64 start, i64 count, i64 dim, float *x) {
     for (i64 i = 0; i < count; i++) memcpy(x + (start + i) * dim, tile + i * row, 4 * dim);
 }
 
-/* Every head of a tile (count, row) times its weight. */
-static void weigh(const Layer *l, i64 start, i64 count, float *tile, i64 row) {
+/* The values, every head times its weight. */
+static Tile weighed_at(const Layer *l, const Work *w, i64 start, i64 count) {
     i64 size = l->dim / l->heads;
     for (i64 i = 0; i < count; i++)
         for (i64 h = 0; h < l->heads; h++) {
-            float weight = l->weights[h * l->tokens + start + i], *x = tile + i * row + h * size;
-            for (i64 d = 0; d < size; d++) x[d] *= weight;
+            const float *v = l->values + (start + i) * l->dim + h * size;
+            float weight = l->weights[h * l->tokens + start + i], *out = w->tiles[0] + i * w->row + h * size;
+            for (i64 d = 0; d < size; d++) out[d] = weight * v[d];
         }
+    return tile_of(w->tiles[0], w->row, count);
 }
 
 /* As `inverse_norm` in cosine.py: a norm whose square is no normal number counts as 0, and has the inverse 0. */
@@ -235,11 +242,11 @@ INLINE float inverse_norm(float square) {
     return norm <= 1e-18f ? 0 : 1 / norm;
 }
 
-#define THREADS num_threads(least(l->threads, l->rows * ((l->tokens + TILE - 1) / TILE)))
-#define FOR_ROWS_OF_RUN                                                   \
-    for (i64 row = run_start(&w, w.thread) / w.row_tiles;                 \
+#define THREADS num_threads(most(1, least(l->threads, l->rows * ((l->tokens + TILE - 1) / TILE)))) /* each with work */
+#define FOR_ROWS_OF_RUN                                   \
+    for (i64 row = run_start(&w, w.thread) / w.row_tiles; \
          row * w.row_tiles < run_start(&w, w.thread + 1); row++)
-#define FOR_TILES_OF_RUN                                            \
+#define FOR_TILES_OF_RUN                                              \
     for (i64 tile = most(run_start(&w, w.thread), row * w.row_tiles); \
          tile < least(run_start(&w, w.thread + 1), (row + 1) * w.row_tiles); tile++)
 #define FOR_ALL_TILES for (i64 tile = 0; tile < w.all_tiles; tile++)
@@ -255,9 +262,8 @@ void hrr_gram(const Layer *l) {
             float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
             FOR_TILES_OF_RUN {
                 i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                load_tokens(&r, &w, start, count);
-                const float *turned = as_turned(&w, w.tokens, w.tokens_row, count, channels);
-                const float *right = as_right(&w, w.tokens, w.tokens_row, count, channels);
+                Tile x = tokens_at(&r, &w, start, count);
+                const float *turned = as_turned(&w, x, channels), *right = as_right(&w, x, channels);
                 for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
                     add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
                                 right + j * whole_steps(count), sums + j / PANEL * w.sums_panel);
@@ -288,8 +294,7 @@ void hrr_retrieve(const Layer *l) {
             Layer r = at_row(l, row);
             if (row != packed) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
             packed = row;
-            load_tokens(&r, &w, start, count);
-            const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+            const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
             multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[0], w.row, 0);
             multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[1], w.row, 0);
             store(w.tiles[0], w.row, start, count, dim, r.values);
@@ -322,9 +327,7 @@ void hrr_project(const Layer *l) {
         FOR_ALL_TILES {
             i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
             Layer r = at_row(l, row);
-            load(r.values, start, count, dim, w.tiles[0], w.row);
-            weigh(&r, start, count, w.tiles[0], w.row);
-            const float *weighed = as_left(&w, w.tiles[0], w.row, count, dim);
+            const float *weighed = as_left(&w, weighed_at(&r, &w, start, count), dim);
             multiply_tile(count, dim, dim, weighed, w.shared[0], w.tiles[1], w.row, 0);
             store(w.tiles[1], w.row, start, count, dim, r.out);
         }
@@ -343,18 +346,14 @@ void hrr_project_gradient(const Layer *l) {
             float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
             FOR_TILES_OF_RUN {
                 i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                if (l->known)
-                    load(r.values, start, count, dim, w.tiles[0], w.row);
-                else {
-                    load_tokens(&r, &w, start, count);
-                    const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
-                    multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[0], w.row, 0);
-                    store(w.tiles[0], w.row, start, count, dim, r.values);
+                if (!l->known) {
+                    const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
+                    multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[1], w.row, 0);
+                    store(w.tiles[1], w.row, start, count, dim, r.values);
                 }
-                weigh(&r, start, count, w.tiles[0], w.row);
-                load(r.grad_out, start, count, dim, w.tiles[1], w.row);
-                add_product(&w, count, dim, dim, as_turned(&w, w.tiles[1], w.row, count, dim),
-                            as_right(&w, w.tiles[0], w.row, count, dim), sums);
+                Tile grad = tile_of(r.grad_out + start * dim, dim, count);
+                add_product(&w, count, dim, dim, as_turned(&w, grad, dim),
+                            as_right(&w, weighed_at(&r, &w, start, count), dim), sums);
             }
             put_own_row(&w, row, dim, dim, l->grad_wo);
         }
@@ -389,7 +388,7 @@ void hrr_retrieve_gradient(const Layer *l) {
 #pragma omp parallel THREADS
     {
         Work w = prepare(l);
-        float *v = w.tiles[0], *retrieved = w.tiles[1], *dv = w.tiles[2], *dr = w.tiles[3];
+        float *dr = w.tiles[0], *dv = w.tiles[1], *grads[2] = {dr, dv}, *grad_x = w.tiles[3];
         zeros(w.total, channels);
         pack_shared(l->wo, dim, 1, dim, dim, w.shared[0]);
         pack_shared(l->wv, channels, 1, dim, dim, w.shared[1]);
@@ -400,28 +399,27 @@ void hrr_retrieve_gradient(const Layer *l) {
             pack_weights(r.wr, channels, 1, dim, dim, w.weights[1]);
             FOR_TILES_OF_RUN {
                 i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                load_tokens(&r, &w, start, count);
-                load(r.values, start, count, dim, v, w.row);
-                if (r.retrieved)
-                    load(r.retrieved, start, count, dim, retrieved, w.row);
-                else {
-                    const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
-                    multiply_tile(count, dim, channels, x, w.weights[0], retrieved, w.row, 0);
+                Tile x = tokens_at(&r, &w, start, count);
+                Tile v = tile_of(r.values + start * dim, dim, count);
+                Tile retrieved = tile_of(r.retrieved ? r.retrieved + start * dim : w.tiles[2], dim, count);
+                if (!r.retrieved) {
+                    retrieved.row = w.row;
+                    multiply_tile(count, dim, channels, as_left(&w, x, channels), w.weights[0], w.tiles[2], w.row, 0);
                 }
-                load(r.grad_out, start, count, dim, dr, w.row);
-                multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.shared[0], dv, w.row, 0);
+                Tile grad = tile_of(r.grad_out + start * dim, dim, count);
+                multiply_tile(count, dim, dim, as_left(&w, grad, dim), w.shared[0], dv, w.row, 0);
                 for (i64 i = 0; i < count; i++)
-                    for (i64 h = 0; h < l->heads; h++) {
-                        i64 at = i * w.row + h * size;
-                        differentiate_cosine(r.weights[h * l->tokens + start + i], r.delta[h], size, v + at,
-                                             retrieved + at, dv + at, dr + at);
-                    }
-                const float *x = as_right(&w, w.tokens, w.tokens_row, count, channels);
-                add_product(&w, count, dim, channels, as_turned(&w, dr, w.row, count, dim), x, sums);
-                add_product(&w, count, dim, channels, as_turned(&w, dv, w.row, count, dim), x, w.total);
-                multiply_tile(count, dim, dim, as_left(&w, dr, w.row, count, dim), w.weights[1], v, w.row, 0);
-                multiply_tile(count, dim, dim, as_left(&w, dv, w.row, count, dim), w.shared[1], v, w.row, 1);
-                store(v, w.row, start, count, dim, r.out);
+                    for (i64 h = 0; h < l->heads; h++)
+                        differentiate_cosine(r.weights[h * l->tokens + start + i], r.delta[h], size,
+                                             v.x + i * dim + h * size, retrieved.x + i * retrieved.row + h * size,
+                                             dv + i * w.row + h * size, dr + i * w.row + h * size);
+                const float *right = as_right(&w, x, channels);
+                for (int i = 0; i < 2; i++) {
+                    Tile d = tile_of(grads[i], w.row, count);
+                    add_product(&w, count, dim, channels, as_turned(&w, d, dim), right, i ? w.total : sums);
+                    multiply_tile(count, dim, dim, as_left(&w, d, dim), i ? w.shared[1] : w.weights[1], grad_x, w.row, i);
+                }
+                store(grad_x, w.row, start, count, dim, r.out);
             }
             put_own_row(&w, row, dim, channels, l->grad_wr);
         }
@@ -443,9 +441,9 @@ void hrr_add_product(const Layer *l) {
             Layer r = at_row(l, row);
             if (row != packed) pack_weights(r.matrix, dim, 1, channels, dim, w.weights[0]);
             packed = row;
-            load_tokens(&r, &w, start, count);
-            load(r.out, start, count, dim, w.tiles[0], w.row);
-            const float *x = as_left(&w, w.tokens, w.tokens_row, count, channels);
+            const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
+            for (i64 i = 0; i < count; i++)
+                memcpy(w.tiles[0] + i * w.row, r.out + (start + i) * dim, 4 * dim);
             multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 1);
             store(w.tiles[0], w.row, start, count, dim, r.out);
         }
