@@ -141,8 +141,8 @@ INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, 
     }
 }
 
-NOINLINE void multiply(i64 rows, i64 columns, i64 depth, const float *a, const float *b, float *c, i64 c_row, i64 c_panel,
-                     int add) {
+NOINLINE void multiply(i64 rows, i64 columns, i64 depth, const float *a, const float *b, float *c, i64 c_row,
+                       i64 c_panel, int add) {
     multiply_strips(0, rows, columns, depth, a, ROWS * depth, 0, b, c, c_row, c_panel, add);
 }
 

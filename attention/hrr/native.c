@@ -96,7 +96,8 @@ static Work prepare(const Layer *l) {
 }
 
 /* A panel of columns of a matrix b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]. */
-static void pack_weights_panel(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, i64 first, float *out) {
+static void pack_weights_panel(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, i64 first,
+                               float *out) {
     i64 steps = whole_steps(depth);
     for (i64 s = 0; s < steps; s++)
         for (i64 j = first; j < first + PANEL; j++)
@@ -417,7 +418,8 @@ void hrr_retrieve_gradient(const Layer *l) {
                 for (int i = 0; i < 2; i++) {
                     Tile d = tile_of(grads[i], w.row, count);
                     add_product(&w, count, dim, channels, as_turned(&w, d, dim), right, i ? w.total : sums);
-                    multiply_tile(count, dim, dim, as_left(&w, d, dim), i ? w.shared[1] : w.weights[1], grad_x, w.row, i);
+                    const float *weights = i ? w.shared[1] : w.weights[1];
+                    multiply_tile(count, dim, dim, as_left(&w, d, dim), weights, grad_x, w.row, i);
                 }
                 store(grad_x, w.row, start, count, dim, r.out);
             }

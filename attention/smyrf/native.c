@@ -54,7 +54,8 @@ INLINE vec larger(vec a, vec b) {
 /* Rows of x (.., dim), times a number, as a left factor. */
 static void gather_left(const float *x, const i64 *index, i64 count, i64 dim, float factor, float *out) {
     i64 strip = ROWS * whole_steps(dim);
-    for (i64 i = 0; i < count; i++) pack_left(x + index[i] * dim, dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
+    for (i64 i = 0; i < count; i++)
+        pack_left(x + index[i] * dim, dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
 }
 
 /* Rows of x (.., dim) as a right factor. */
