@@ -92,13 +92,13 @@ def backward(
     wr = _retrieval(wq, unbinding)  # (B, E, C)
     grad_wr, grad_wv = passes.retrieve_gradient(
         grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x
-    )  # (B, E, C), (E, C)
+    )  # (B, E, C)
     grad_wr_h, wq_h, wv_h, keys_gram_h = (w.unflatten(-2, (heads, -1)) for w in (grad_wr, wq, wv, keys_gram))
     grad_wq = (unbinding @ grad_wr_h).sum(0).flatten(0, 1)
     grad_state = hankel(sum_of_bindings(grad_wr_h @ wq_h.mT))  # (B, H, D, D)
     bound_values = (grad_state @ wv_h).flatten(1, 2)  # (B, E, C)
     grad_wk = (bound_values @ gram).sum(0)
-    grad_wv += (grad_state @ keys_gram_h).sum(0).flatten(0, 1)
+    grad_wv = (grad_wv + (grad_state @ keys_gram_h).flatten(1, 2)).sum(0)
     grad_gram = wk.T @ bound_values  # (B, C, C)
     passes.add_product(x, mask, (grad_gram + grad_gram.mT)[..., :dim], grad_x)
     return grad_x, grad_wq, grad_wk, grad_wv, grad_wo.sum(0)

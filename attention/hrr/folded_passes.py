@@ -71,13 +71,13 @@ def retrieve_gradient(
     retrieved: Tensor | None,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of Wr (B, E, C) and Wv (E, C); to out, which may be values, that of x but for what G contributes.
+    """Gradients of Wr and Wv by row (B, E, C); to out, which may be values, that of x but for what G contributes.
 
     Args:
         delta: (B, H), Σ over tokens of weight times gradient of the weight.
     """
     dim = x.shape[2]
-    grad_wr, grad_wv = torch.zeros_like(wr), torch.zeros_like(wv)
+    grad_wr, grad_wv = torch.zeros_like(wr), torch.zeros_like(wr)
     scratches = [_scratch(x) for _ in range(3)]
     for b, t in _chunks(x):
         chunk = _tokens(x, (b, t), wv.shape[1])  # (n, C)
@@ -90,7 +90,7 @@ def retrieve_gradient(
         dv_h.mul_(weight[..., None])
         add_cosine_gradient(grad_cosine, values_h, retrieved_h, dv_h, dr_h)
         grad_wr[b].addmm_(dr.T, chunk)
-        grad_wv.addmm_(dv.T, chunk)
+        grad_wv[b].addmm_(dv.T, chunk)
         torch.mm(dr, wr[b, :, :dim], out=out[b, t]).addmm_(dv, wv[:, :dim])
     return grad_wr, grad_wv
 

@@ -23,8 +23,7 @@ typedef struct {
     float *retrieved;             /* (B, N, E), or NULL where it is not kept */
     float *out;                   /* (B, N, E) */
     float *gram;                  /* (B, C, C) */
-    float *grad_wr;               /* (B, E, C) */
-    float *grad_wv;               /* (E, C) */
+    float *grad_wr, *grad_wv;     /* (B, E, C) */
     float *grad_wo;               /* (B, E, E) */
     float *scratch;               /* `hrr_scratch` */
     i64 rows, tokens, dim, channels, heads;
@@ -36,11 +35,10 @@ typedef struct {
 static Layer at_row(const Layer *l, i64 row) {
     Layer r = *l;
     i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels;
-    r.x += size, r.grad_out += size, r.values += size, r.out += size, r.wr += weights, r.grad_wr += weights;
+    r.x += size, r.grad_out += size, r.values += size, r.out += size, r.wr += weights;
     if (r.mask) r.mask += row * l->tokens;
     if (r.retrieved) r.retrieved += size;
     r.matrix += weights, r.delta += row * l->heads, r.weights += row * l->heads * l->tokens;
-    r.gram += row * l->channels * l->channels, r.grad_wo += row * l->dim * l->dim;
     return r;
 }
 
@@ -51,9 +49,8 @@ typedef struct {
     float *tokens;     /* (TILE, tokens_row) */
     float *tiles[4];   /* (TILE, row) */
     float *left, *turned, *right; /* a tile as these factors */
-    float *parts[2];   /* sums over its tiles of its first batch row, and of another one: (C / PANEL, C, PANEL), with as
-                          many rows as make whole ROWS */
-    float *total;      /* and over all its tiles */
+    float *parts[2][2]; /* each of two sums over its tiles of its first batch row, and of another one: (C / PANEL, C,
+                           PANEL), with as many rows as make whole ROWS */
     i64 tokens_row, row, sums_panel;
     i64 stride;        /* from what is one thread's to the same of the next */
     i64 row_tiles, all_tiles; /* tiles of a batch row, of all */
@@ -67,7 +64,7 @@ static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, P
 static i64 thread_size(i64 dim, i64 channels) {
     i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
     i64 tiles = TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16;
-    return tiles + 2 * weights_size(dim, channels) + 3 * sums_size(channels);
+    return tiles + 2 * weights_size(dim, channels) + 4 * sums_size(channels);
 }
 
 /* Floats of scratch memory. */
@@ -84,8 +81,7 @@ static Work prepare(const Layer *l) {
     w.thread = omp_get_thread_num(), w.threads = omp_get_num_threads();
     for (int i = 0; i < 2; i++) w.shared[i] = take(&scratch, weights_size(l->dim, l->channels));
     scratch += w.thread * w.stride;
-    for (int i = 0; i < 2; i++) w.parts[i] = take(&scratch, sums_size(l->channels));
-    w.total = take(&scratch, sums_size(l->channels));
+    for (int i = 0; i < 4; i++) w.parts[i / 2][i % 2] = take(&scratch, sums_size(l->channels));
     for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->dim, l->channels));
     w.tokens = take(&scratch, TILE * w.tokens_row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
@@ -164,12 +160,15 @@ static void add_product(const Work *w, i64 count, i64 rows, i64 columns, const f
 /* The first tile of a thread's run, and behind the last one that of the next thread's. */
 static i64 run_start(const Work *w, i64 thread) { return w->all_tiles * thread / w->threads; }
 
-static float *sums_of_row(const Work *w, i64 thread, i64 row) {
+static float *sums_of_row(const Work *w, int which, i64 thread, i64 row) {
     i64 first_row = run_start(w, thread) / w->row_tiles;
-    return w->parts[row != first_row] + (thread - w->thread) * w->stride;
+    return w->parts[which][row != first_row] + (thread - w->thread) * w->stride;
 }
 
-static float *zeros(float *sums, i64 channels) { return memset(sums, 0, 4 * sums_size(channels)); }
+/* This thread's sums over a batch row, before the first tile. */
+static float *start_row(const Work *w, int which, i64 row, i64 channels) {
+    return memset(sums_of_row(w, which, w->thread, row), 0, 4 * sums_size(channels));
+}
 
 /* Row i of sums to out, or added to it. */
 static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int add, float *out) {
@@ -179,7 +178,7 @@ static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int a
 
 /* The sums (rows, columns) of all batch rows to out, for those that are in the runs of several threads after all have
    summed; the others come from `put_own_row`. All threads share the work. */
-static void put_shared_rows(const Work *w, i64 rows, i64 columns, float *out) {
+static void put_shared_rows(const Work *w, int which, i64 rows, i64 columns, float *out) {
 #pragma omp barrier
     for (i64 thread = 1; thread < w->threads; thread++) {
         i64 row = run_start(w, thread) / w->row_tiles, first = thread - 1, last = thread;
@@ -188,24 +187,15 @@ static void put_shared_rows(const Work *w, i64 rows, i64 columns, float *out) {
 #pragma omp for
         for (i64 i = 0; i < rows; i++)
             for (i64 t = first; t <= last; t++)
-                put_sums(w, sums_of_row(w, t, row), i, columns, t > first, out + (row * rows + i) * columns);
+                put_sums(w, sums_of_row(w, which, t, row), i, columns, t > first, out + (row * rows + i) * columns);
     }
 }
 
 /* Those of a batch row to out, if it is this thread's alone. */
-static void put_own_row(const Work *w, i64 row, i64 rows, i64 columns, float *out) {
+static void put_own_row(const Work *w, int which, i64 row, i64 rows, i64 columns, float *out) {
     if (run_start(w, w->thread) > row * w->row_tiles || run_start(w, w->thread + 1) < (row + 1) * w->row_tiles) return;
     for (i64 i = 0; i < rows; i++)
-        put_sums(w, sums_of_row(w, w->thread, row), i, columns, 0, out + (row * rows + i) * columns);
-}
-
-/* The totals (rows, columns) of all threads to out; all share the work. */
-static void put_total(const Work *w, i64 rows, i64 columns, float *out) {
-#pragma omp barrier
-#pragma omp for
-    for (i64 i = 0; i < rows; i++)
-        for (i64 t = 0; t < w->threads; t++)
-            put_sums(w, w->total + (t - w->thread) * w->stride, i, columns, t > 0, out + i * columns);
+        put_sums(w, sums_of_row(w, which, w->thread, row), i, columns, 0, out + (row * rows + i) * columns);
 }
 
 /* Tokens of x with all C channels, and zeros for masked ones. */
@@ -260,7 +250,7 @@ void hrr_gram(const Layer *l) {
         Work w = prepare(l);
         FOR_ROWS_OF_RUN {
             Layer r = at_row(l, row);
-            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            float *sums = start_row(&w, 0, row, channels);
             FOR_TILES_OF_RUN {
                 i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
                 Tile x = tokens_at(&r, &w, start, count);
@@ -269,9 +259,9 @@ void hrr_gram(const Layer *l) {
                     add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
                                 right + j * whole_steps(count), sums + j / PANEL * w.sums_panel);
             }
-            put_own_row(&w, row, channels, channels, l->gram);
+            put_own_row(&w, 0, row, channels, channels, l->gram);
         }
-        put_shared_rows(&w, channels, channels, l->gram);
+        put_shared_rows(&w, 0, channels, channels, l->gram);
 #pragma omp for
         for (i64 row = 0; row < l->rows; row++) {
             float *gram = l->gram + row * channels * channels;
@@ -344,7 +334,7 @@ void hrr_project_gradient(const Layer *l) {
         if (!l->known) pack_shared(l->wv, 1, channels, channels, dim, w.shared[0]);
         FOR_ROWS_OF_RUN {
             Layer r = at_row(l, row);
-            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            float *sums = start_row(&w, 0, row, channels);
             FOR_TILES_OF_RUN {
                 i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
                 if (!l->known) {
@@ -356,9 +346,9 @@ void hrr_project_gradient(const Layer *l) {
                 add_product(&w, count, dim, dim, as_turned(&w, grad, dim),
                             as_right(&w, weighed_at(&r, &w, start, count), dim), sums);
             }
-            put_own_row(&w, row, dim, dim, l->grad_wo);
+            put_own_row(&w, 0, row, dim, dim, l->grad_wo);
         }
-        put_shared_rows(&w, dim, dim, l->grad_wo);
+        put_shared_rows(&w, 0, dim, dim, l->grad_wo);
     }
 }
 
@@ -390,12 +380,11 @@ void hrr_retrieve_gradient(const Layer *l) {
     {
         Work w = prepare(l);
         float *dr = w.tiles[0], *dv = w.tiles[1], *grads[2] = {dr, dv}, *grad_x = w.tiles[3];
-        zeros(w.total, channels);
         pack_shared(l->wo, dim, 1, dim, dim, w.shared[0]);
         pack_shared(l->wv, channels, 1, dim, dim, w.shared[1]);
         FOR_ROWS_OF_RUN {
             Layer r = at_row(l, row);
-            float *sums = zeros(sums_of_row(&w, w.thread, row), channels);
+            float *sums[2] = {start_row(&w, 0, row, channels), start_row(&w, 1, row, channels)};
             if (!r.retrieved) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
             pack_weights(r.wr, channels, 1, dim, dim, w.weights[1]);
             FOR_TILES_OF_RUN {
@@ -417,16 +406,17 @@ void hrr_retrieve_gradient(const Layer *l) {
                 const float *right = as_right(&w, x, channels);
                 for (int i = 0; i < 2; i++) {
                     Tile d = tile_of(grads[i], w.row, count);
-                    add_product(&w, count, dim, channels, as_turned(&w, d, dim), right, i ? w.total : sums);
+                    add_product(&w, count, dim, channels, as_turned(&w, d, dim), right, sums[i]);
                     const float *weights = i ? w.shared[1] : w.weights[1];
                     multiply_tile(count, dim, dim, as_left(&w, d, dim), weights, grad_x, w.row, i);
                 }
                 store(grad_x, w.row, start, count, dim, r.out);
             }
-            put_own_row(&w, row, dim, channels, l->grad_wr);
+            put_own_row(&w, 0, row, dim, channels, l->grad_wr);
+            put_own_row(&w, 1, row, dim, channels, l->grad_wv);
         }
-        put_shared_rows(&w, dim, channels, l->grad_wr);
-        put_total(&w, dim, channels, l->grad_wv);
+        put_shared_rows(&w, 0, dim, channels, l->grad_wr);
+        put_shared_rows(&w, 1, dim, channels, l->grad_wv);
     }
 }
 

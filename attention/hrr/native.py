@@ -65,7 +65,7 @@ def retrieve_gradient(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     given = {"grad_out": grad_out, "x": x, "wv": wv, "wr": wr, "wo": wo, "weights": weights, "delta": delta}
-    grads = {"grad_wr": torch.empty(wr.shape, dtype=x.dtype), "grad_wv": torch.empty(wv.shape, dtype=x.dtype)}
+    grads = {name: torch.empty(wr.shape, dtype=x.dtype) for name in ("grad_wr", "grad_wv")}
     _run("hrr_retrieve_gradient", x, wv.shape[1], values=values, retrieved=retrieved, out=out, **given, **grads)
     return tuple(grads.values())
 

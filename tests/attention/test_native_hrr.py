@@ -74,7 +74,7 @@ def test_threads_change_nothing_but_rounding():
         torch.set_num_threads(before)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
-            assert_close(b, a, 3e-6)
+            assert_close(b, a, 1e-6)
 
 
 def test_other_strides():
