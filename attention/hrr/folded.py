@@ -12,7 +12,7 @@ or kept too, for at most a tenth less time and three times the memory.
 
 It wins where sequences are long against the channels: products of C x C matrices grow with C³.
 
-Here stands what is done with matrices; the passes over the tokens are those of `native`, or of `folded_passes`.
+Here stands what follows what; the steps are those of `native`, or of `folded_passes`.
 
 Legend: C channels of x, plus a constant 1 where the projections have a bias (it is their last column then); E = H·D
 channels of q, k and v; B batch rows of N tokens. M, G, S and Wr are those of a row.
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from attention.hrr import folded_passes, native
 from attention.hrr.chunked import normalize_
-from attention.hrr.ops import hankel, sum_of_bindings
 from attention.huge_pages import new_result
 
 
@@ -52,16 +51,16 @@ def forward(
         out (B, N, E), weights (B, H, N), G (B, C, C), and v and r (2, B, N, E), or (2, B, 0, E) if recomputed.
     """
     batch, tokens, dim = x.shape
-    passes = _passes_for(x)
+    steps = _steps_for(x)
     out = new_result(x, *x.shape)
     weights = x.new_empty(batch, num_heads, tokens)
     kept = new_result(x, 2, batch, 0 if recompute else tokens, dim)
     values, retrieved = (out, None) if recompute else kept
-    gram = passes.gram(x, wq.shape[1], key_padding_mask if mask_superposition else None)  # (B, C, C)
-    wr = _retrieval(wq, _unbinding(wk @ gram, wv, num_heads))  # (B, E, C)
-    passes.retrieve(x, wv, wr, weights, values, retrieved)
+    gram = steps.gram(x, wq.shape[1], key_padding_mask if mask_superposition else None)  # (B, C, C)
+    *_, wr = steps.retrieval(gram, wq, wk, wv, num_heads)  # (B, E, C)
+    steps.retrieve(x, wv, wr, weights, values, retrieved)
     normalize_(weights, None if key_padding_mask is None else key_padding_mask[:, None], mask_superposition)
-    passes.project(values, weights, wo, out)
+    steps.project(values, weights, wo, out)
     return out, weights, gram, kept
 
 
@@ -79,41 +78,18 @@ def backward(
     mask_superposition: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, wq, wk, wv and wo, given that of out."""
-    dim, heads = x.shape[2], weights.shape[1]
-    passes = _passes_for(x)
+    steps = _steps_for(x)
     recompute = kept.shape[2] == 0
     mask = key_padding_mask if mask_superposition else None
     grad_x = new_result(x, *x.shape)
     values, retrieved = (grad_x, None) if recompute else kept  # grad_x is written later
-    grad_wo = passes.project_gradient(grad_out, x, wv, weights, values, known=not recompute)  # (B, E, E)
-    delta = (grad_wo * wo).sum(1).unflatten(1, (heads, -1)).sum(-1)  # (B, H)
-    keys_gram = wk @ gram  # (B, E, C)
-    unbinding = _unbinding(keys_gram, wv, heads)  # (B, H, D, D)
-    wr = _retrieval(wq, unbinding)  # (B, E, C)
-    grad_wr, grad_wv = passes.retrieve_gradient(
-        grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x
-    )  # (B, E, C)
-    grad_wr_h, wq_h, wv_h, keys_gram_h = (w.unflatten(-2, (heads, -1)) for w in (grad_wr, wq, wv, keys_gram))
-    grad_wq = (unbinding @ grad_wr_h).sum(0).flatten(0, 1)
-    grad_state = hankel(sum_of_bindings(grad_wr_h @ wq_h.mT))  # (B, H, D, D)
-    bound_values = (grad_state @ wv_h).flatten(1, 2)  # (B, E, C)
-    grad_wk = (bound_values @ gram).sum(0)
-    grad_wv = (grad_wv + (grad_state @ keys_gram_h).flatten(1, 2)).sum(0)
-    grad_gram = wk.T @ bound_values  # (B, C, C)
-    passes.add_product(x, mask, (grad_gram + grad_gram.mT)[..., :dim], grad_x)
-    return grad_x, grad_wq, grad_wk, grad_wv, grad_wo.sum(0)
+    grad_wo, delta = steps.project_gradient(grad_out, x, wv, wo, weights, values, known=not recompute)
+    keys_gram, unbinding, wr = steps.retrieval(gram, wq, wk, wv, weights.shape[1])
+    grad_wr, grad_wv = steps.retrieve_gradient(grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x)
+    *grads, grad_gram = steps.state_gradients(grad_wr, grad_wv, wq, wk, wv, gram, keys_gram, unbinding)
+    steps.add_gram_gradient(x, mask, grad_gram, grad_x)
+    return grad_x, *(grad[0] if len(grad) == 1 else grad.sum(0) for grad in (*grads, grad_wo))
 
 
-def _passes_for(x: Tensor) -> ModuleType:
+def _steps_for(x: Tensor) -> ModuleType:
     return native if native.supports(x) else folded_passes
-
-
-def _unbinding(keys_gram: Tensor, wv: Tensor, num_heads: int) -> Tensor:
-    """M (B, H, D, D) of every head from Wk G (B, E, C): S = Wk G Wvᵀ, and β its anti-diagonal sums."""
-    state = keys_gram.unflatten(1, (num_heads, -1)) @ wv.unflatten(0, (num_heads, -1)).mT
-    return hankel(sum_of_bindings(state))
-
-
-def _retrieval(wq: Tensor, unbinding: Tensor) -> Tensor:
-    """The projections Wr (B, E, C) with x Wrᵀ = q M."""
-    return (unbinding @ wq.unflatten(0, (unbinding.shape[1], -1))).flatten(1, 2)

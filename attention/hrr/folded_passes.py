@@ -1,4 +1,4 @@
-"""The passes over tokens of the folded HRR layer, in chunks that stay in cache, by torch's products.
+"""The steps of the folded HRR layer by torch's products: passes over tokens, in chunks that stay in cache, and C x C.
 
 Legend: x (B, N, E) are the tokens, of C channels: E or, with a last one of ones, E + 1; a chunk has n of a batch row.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attention.hrr.chunked import token_slices
 from attention.hrr.cosine import add_cosine_gradient, cosine
+from attention.hrr.ops import hankel, sum_of_bindings
 
 GRAM_BLOCK = 64  # rows of G at a time, each from the diagonal on; narrower products run slower than they save
 
@@ -25,6 +26,14 @@ def gram(x: Tensor, channels: int, mask: Tensor | None) -> Tensor:
             rows = slice(start, start + GRAM_BLOCK)
             total[b, rows, start:].addmm_(chunk[:, rows].T, chunk[:, start:])
     return total.triu() + total.triu(1).mT
+
+
+def retrieval(gram: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Wk G (B, E, C); of every head, M (B, H, D, D); and the projections Wr (B, E, C) with x Wrᵀ = q M."""
+    keys_gram = wk @ gram
+    heads = num_heads, -1
+    unbinding = hankel(sum_of_bindings(keys_gram.unflatten(1, heads) @ wv.unflatten(0, heads).mT))
+    return keys_gram, unbinding, (unbinding @ wq.unflatten(0, heads)).flatten(1, 2)
 
 
 def retrieve(x: Tensor, wv: Tensor, wr: Tensor, weights: Tensor, values: Tensor, retrieved: Tensor | None) -> None:
@@ -48,15 +57,17 @@ def project(values: Tensor, weights: Tensor, wo: Tensor, out: Tensor) -> None:
         torch.mm(_weigh(values[b, t], weights[b, :, t], scratch), wo.T, out=out[b, t])
 
 
-def project_gradient(grad_out: Tensor, x: Tensor, wv: Tensor, weights: Tensor, values: Tensor, known: bool) -> Tensor:
-    """The gradient of Wo, by batch row (B, E, E); values = x Wvᵀ is written unless it is known."""
+def project_gradient(
+    grad_out: Tensor, x: Tensor, wv: Tensor, wo: Tensor, weights: Tensor, values: Tensor, known: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradient of Wo, by batch row (B, E, E), and δ (B, H); values = x Wvᵀ is written unless it is known."""
     grad_wo = x.new_zeros(len(x), x.shape[2], x.shape[2])
     scratch = _scratch(x)
     for b, t in _chunks(x):
         if not known:
             torch.mm(_tokens(x, (b, t), wv.shape[1]), wv.T, out=values[b, t])
         grad_wo[b].addmm_(grad_out[b, t].T, _weigh(values[b, t], weights[b, :, t], scratch))
-    return grad_wo
+    return grad_wo, (grad_wo * wo).sum(1).unflatten(1, (weights.shape[1], -1)).sum(-1)
 
 
 def retrieve_gradient(
@@ -74,7 +85,7 @@ def retrieve_gradient(
     """Gradients of Wr and Wv by row (B, E, C); to out, which may be values, that of x but for what G contributes.
 
     Args:
-        delta: (B, H), Σ over tokens of weight times gradient of the weight.
+        delta: δ (B, H), Σ over tokens of weight times gradient of the weight.
     """
     dim = x.shape[2]
     grad_wr, grad_wv = torch.zeros_like(wr), torch.zeros_like(wr)
@@ -95,10 +106,31 @@ def retrieve_gradient(
     return grad_wr, grad_wv
 
 
-def add_product(x: Tensor, mask: Tensor | None, matrix: Tensor, out: Tensor) -> None:
-    """out += x matrix, for a matrix (B, C, E); a masked token counts as zeros."""
+def state_gradients(
+    grad_wr: Tensor,
+    grad_wv: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    gram: Tensor,
+    keys_gram: Tensor,
+    unbinding: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of Wq, Wk and Wv by row (B, E, C), given that of Wr and a part of Wv's, and that of G (B, C, C)."""
+    heads = unbinding.shape[1], -1
+    grad_wr_h, keys_gram_h = grad_wr.unflatten(1, heads), keys_gram.unflatten(1, heads)
+    wq_h, wv_h = wq.unflatten(0, heads), wv.unflatten(0, heads)
+    grad_wq = (unbinding @ grad_wr_h).flatten(1, 2)
+    grad_state = hankel(sum_of_bindings(grad_wr_h @ wq_h.mT))  # (B, H, D, D)
+    bound_values = (grad_state @ wv_h).flatten(1, 2)  # (B, E, C)
+    return grad_wq, bound_values @ gram, grad_wv + (grad_state @ keys_gram_h).flatten(1, 2), wk.T @ bound_values
+
+
+def add_gram_gradient(x: Tensor, mask: Tensor | None, grad_gram: Tensor, out: Tensor) -> None:
+    """out += x (dG + dGᵀ), without the channel of ones; a masked token counts as zeros."""
+    matrices = (grad_gram + grad_gram.mT)[..., : x.shape[2]]
     for b, t in _chunks(x):
-        out[b, t].addmm_(_tokens(x, (b, t), matrix.shape[1], mask), matrix[b])
+        out[b, t].addmm_(_tokens(x, (b, t), grad_gram.shape[1], mask), matrices[b])
 
 
 def _slices(x: Tensor) -> list[slice]:

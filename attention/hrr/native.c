@@ -1,6 +1,7 @@
-/* The passes over tokens of the folded HRR layer, on a CPU, in float32: attention/hrr/native.py calls them.
+/* The passes over tokens of the folded HRR layer, on a CPU, in float32, and the products of C x C matrices between them:
+   attention/hrr/native.py calls them.
 
-   Each takes tiles of tokens through all that a pass does with them while they are in a core's cache. For what sums over
+   Each pass takes tiles of tokens through all that a pass does with them while they are in a core's cache. For what sums over
    tokens, every thread has a run of tiles, the same in every call: it sums over those of each batch row in it, and where
    a row is in the runs of several threads, their sums are added up.
 
@@ -14,15 +15,19 @@
 typedef struct {
     const float *x, *grad_out;    /* (B, N, E) */
     const uint8_t *mask;          /* (B, N), 1 = a token that counts as zeros; or NULL */
-    const float *wv, *wo;         /* (E, C), (E, E) */
-    const float *wr;              /* (B, E, C) */
-    const float *matrix;          /* (B, C, E) */
-    const float *delta;           /* (B, H) */
+    const float *wq, *wk, *wv;    /* (E, C) */
+    const float *wo;              /* (E, E) */
+    float *wr;                    /* (B, E, C) */
+    float *delta;                 /* (B, H) */
     float *weights;               /* (B, H, N) */
     float *values;                /* (B, N, E) */
     float *retrieved;             /* (B, N, E), or NULL where it is not kept */
     float *out;                   /* (B, N, E) */
-    float *gram;                  /* (B, C, C) */
+    float *gram, *grad_gram;      /* (B, C, C) */
+    float *keys_gram;             /* (B, E, C) */
+    float *unbinding;             /* (B, E, D), D = E / H */
+    float *bound_values;          /* (B, E, C) */
+    float *grad_wq, *grad_wk;     /* (B, E, C) */
     float *grad_wr, *grad_wv;     /* (B, E, C) */
     float *grad_wo;               /* (B, E, E) */
     float *scratch;               /* `hrr_scratch` */
@@ -34,11 +39,15 @@ typedef struct {
 /* The layer of one batch row. */
 static Layer at_row(const Layer *l, i64 row) {
     Layer r = *l;
-    i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels;
-    r.x += size, r.grad_out += size, r.values += size, r.out += size, r.wr += weights;
+    i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels, gram = row * l->channels * l->channels;
+    r.x += size, r.grad_out += size, r.values += size, r.out += size;
     if (r.mask) r.mask += row * l->tokens;
     if (r.retrieved) r.retrieved += size;
-    r.matrix += weights, r.delta += row * l->heads, r.weights += row * l->heads * l->tokens;
+    r.wr += weights, r.delta += row * l->heads, r.weights += row * l->heads * l->tokens;
+    r.gram += gram, r.grad_gram += gram, r.keys_gram += weights, r.bound_values += weights;
+    r.unbinding += row * l->dim * (l->dim / l->heads);
+    r.grad_wq += weights, r.grad_wk += weights, r.grad_wr += weights, r.grad_wv += weights;
+    r.grad_wo += row * l->dim * l->dim;
     return r;
 }
 
@@ -46,12 +55,12 @@ static Layer at_row(const Layer *l, i64 row) {
 typedef struct {
     float *shared[2];  /* right factors of up to C steps: all threads' own together */
     float *weights[2]; /* and those of a batch row */
-    float *tokens;     /* (TILE, tokens_row) */
+    float *tokens;     /* (TILE, row) */
     float *tiles[4];   /* (TILE, row) */
     float *left, *turned, *right; /* a tile as these factors */
     float *parts[2][2]; /* each of two sums over its tiles of its first batch row, and of another one: (C / PANEL, C,
                            PANEL), with as many rows as make whole ROWS */
-    i64 tokens_row, row, sums_panel;
+    i64 row, sums_panel;
     i64 stride;        /* from what is one thread's to the same of the next */
     i64 row_tiles, all_tiles; /* tiles of a batch row, of all */
     i64 thread, threads;
@@ -59,31 +68,29 @@ typedef struct {
 
 static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
 
-static i64 weights_size(i64 dim, i64 channels) { return round_up(round_up(dim, PANEL) * whole_steps(channels), 16); }
+static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * whole_steps(channels), 16); }
 
-static i64 thread_size(i64 dim, i64 channels) {
+static i64 thread_size(i64 channels) {
     i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
-    i64 tiles = TILE * (row_of(channels) + 4 * row_of(dim) + factors) + 8 * 16;
-    return tiles + 2 * weights_size(dim, channels) + 4 * sums_size(channels);
+    i64 tiles = TILE * (5 * row_of(channels) + factors) + 8 * 16;
+    return tiles + 2 * weights_size(channels) + 4 * sums_size(channels);
 }
 
 /* Floats of scratch memory. */
-i64 hrr_scratch(i64 dim, i64 channels, i64 threads) {
-    return 2 * weights_size(dim, channels) + threads * thread_size(dim, channels);
-}
+i64 hrr_scratch(i64 channels, i64 threads) { return 2 * weights_size(channels) + threads * thread_size(channels); }
 
 static Work prepare(const Layer *l) {
-    Work w = {.tokens_row = row_of(l->channels), .row = row_of(l->dim)};
+    Work w = {.row = row_of(l->channels)};
     w.sums_panel = round_up(l->channels, ROWS) * PANEL;
     float *scratch = l->scratch;
-    w.stride = thread_size(l->dim, l->channels);
+    w.stride = thread_size(l->channels);
     w.row_tiles = (l->tokens + TILE - 1) / TILE, w.all_tiles = l->rows * w.row_tiles;
     w.thread = omp_get_thread_num(), w.threads = omp_get_num_threads();
-    for (int i = 0; i < 2; i++) w.shared[i] = take(&scratch, weights_size(l->dim, l->channels));
+    for (int i = 0; i < 2; i++) w.shared[i] = take(&scratch, weights_size(l->channels));
     scratch += w.thread * w.stride;
     for (int i = 0; i < 4; i++) w.parts[i / 2][i % 2] = take(&scratch, sums_size(l->channels));
-    for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->dim, l->channels));
-    w.tokens = take(&scratch, TILE * w.tokens_row);
+    for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->channels));
+    w.tokens = take(&scratch, TILE * w.row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
     w.left = take(&scratch, TILE * whole_steps(l->channels));
     w.turned = take(&scratch, TILE * round_up(l->channels, ROWS));
@@ -94,10 +101,18 @@ static Work prepare(const Layer *l) {
 /* A panel of columns of a matrix b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]. */
 static void pack_weights_panel(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, i64 first,
                                float *out) {
-    i64 steps = whole_steps(depth);
-    for (i64 s = 0; s < steps; s++)
-        for (i64 j = first; j < first + PANEL; j++)
-            out[first * steps + s * PANEL + j - first] = j < columns && s < depth ? b[s * b_step + j * b_column] : 0;
+    i64 steps = whole_steps(depth), width = least(PANEL, columns - first);
+    out += first * steps;
+    b += first * b_column;
+    if (width < PANEL)
+        memset(out, 0, 4 * PANEL * steps);
+    else
+        memset(out + depth * PANEL, 0, 4 * PANEL * (steps - depth));
+    if (b_column == 1 && width == PANEL)
+        for (i64 s = 0; s < depth; s++) memcpy(out + s * PANEL, b + s * b_step, 4 * PANEL);
+    else
+        for (i64 j = 0; j < width; j++)
+            for (i64 s = 0; s < depth; s++) out[s * PANEL + j] = b[s * b_step + j * b_column];
 }
 
 /* Such a matrix as a right factor. */
@@ -203,12 +218,12 @@ static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count) {
     const float *x = l->x + start * l->dim;
     if (!l->mask && l->channels == l->dim) return tile_of(x, l->dim, count);
     for (i64 i = 0; i < count; i++, x += l->dim) {
-        float *row = w->tokens + i * w->tokens_row;
+        float *row = w->tokens + i * w->row;
         int counts = !l->mask || !l->mask[start + i];
         for (i64 d = 0; d < l->dim; d++) row[d] = counts ? x[d] : 0;
         if (l->channels > l->dim) row[l->dim] = counts;
     }
-    return tile_of(w->tokens, w->tokens_row, count);
+    return tile_of(w->tokens, w->row, count);
 }
 
 static void store(const float *tile, i64 row, i64 start, i64 count, i64 dim, float *x) {
@@ -325,9 +340,9 @@ void hrr_project(const Layer *l) {
     }
 }
 
-/* values = x Wvᵀ unless known, and grad_wo = grad_outᵀ (weights ∘ values) */
+/* values = x Wvᵀ unless known, grad_wo = grad_outᵀ (weights ∘ values), and delta = Σ grad_wo ∘ Wo over a head's columns */
 void hrr_project_gradient(const Layer *l) {
-    i64 dim = l->dim, channels = l->channels;
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
 #pragma omp parallel THREADS
     {
         Work w = prepare(l);
@@ -349,6 +364,18 @@ void hrr_project_gradient(const Layer *l) {
             put_own_row(&w, 0, row, dim, dim, l->grad_wo);
         }
         put_shared_rows(&w, 0, dim, dim, l->grad_wo);
+#pragma omp for
+        for (i64 i = 0; i < l->rows * l->heads; i++) {
+            const float *grad = l->grad_wo + i / l->heads * dim * dim;
+            i64 first = i % l->heads * size;
+            float delta = 0;
+            for (i64 e = 0; e < dim; e++) {
+                float sum = 0;
+                for (i64 d = first; d < first + size; d++) sum += grad[e * dim + d] * l->wo[e * dim + d];
+                delta += sum;
+            }
+            l->delta[i] = delta;
+        }
     }
 }
 
@@ -420,8 +447,8 @@ void hrr_retrieve_gradient(const Layer *l) {
     }
 }
 
-/* out += x matrix */
-void hrr_add_product(const Layer *l) {
+/* out += x (grad_gram + grad_gramᵀ), its first E columns */
+void hrr_add_gram_gradient(const Layer *l) {
     i64 dim = l->dim, channels = l->channels;
 #pragma omp parallel THREADS
     {
@@ -431,13 +458,109 @@ void hrr_add_product(const Layer *l) {
         FOR_ALL_TILES {
             i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
             Layer r = at_row(l, row);
-            if (row != packed) pack_weights(r.matrix, dim, 1, channels, dim, w.weights[0]);
+            if (row != packed) {
+                pack_weights(r.grad_gram, channels, 1, channels, dim, w.weights[0]);
+                pack_weights(r.grad_gram, 1, channels, channels, dim, w.weights[1]);
+                for (i64 i = 0; i < round_up(dim, PANEL) * whole_steps(channels); i++) w.weights[0][i] += w.weights[1][i];
+            }
             packed = row;
             const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
             for (i64 i = 0; i < count; i++)
                 memcpy(w.tiles[0] + i * w.row, r.out + (start + i) * dim, 4 * dim);
             multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 1);
             store(w.tiles[0], w.row, start, count, dim, r.out);
+        }
+    }
+}
+
+/* One thread's c (rows, columns) = a b, or +=, for a (rows, depth) and b with element (s, j) at b[s·b_step + j·b_column]. */
+static void matrix_product(const Work *w, i64 rows, i64 columns, i64 depth, const float *a, const float *b, i64 b_step,
+                           i64 b_column, float *c, int add) {
+    pack_weights(b, b_step, b_column, depth, columns, w->weights[0]);
+    for (i64 i = 0; i < rows; i += TILE) {
+        i64 count = least(TILE, rows - i);
+        const float *left = as_left(w, tile_of(a + i * depth, depth, count), depth);
+        multiply_tile(count, columns, depth, left, w->weights[0], w->tiles[0], w->row, 0);
+        for (i64 k = 0; k < count; k++) {
+            float *to = c + (i + k) * columns;
+            const float *from = w->tiles[0] + k * w->row;
+            if (add)
+                for (i64 j = 0; j < columns; j++) to[j] += from[j];
+            else
+                memcpy(to, from, 4 * columns);
+        }
+    }
+}
+
+/* β[n] = Σ_i S[i, (n - i) mod D] of a matrix S (D, D), as the matrix with β[(i + n) mod D] at (i, n): `hankel` of
+   `sum_of_bindings` in ops.py. */
+static void unbind(const Work *w, i64 size, const float *state, float *unbinding) {
+    float *bound = memset(w->tiles[0], 0, 4 * size);
+    for (i64 i = 0; i < size; i++, state += size) {
+        for (i64 j = 0; j < size - i; j++) bound[i + j] += state[j];
+        for (i64 j = size - i; j < size; j++) bound[i + j - size] += state[j];
+    }
+    for (i64 i = 0; i < size; i++, unbinding += size) {
+        memcpy(unbinding, bound + i, 4 * (size - i));
+        memcpy(unbinding + size - i, bound, 4 * i);
+    }
+}
+
+#define FOR_HEADS for (i64 head = 0; head < l->rows * l->heads; head++) /* of all batch rows */
+
+/* keys_gram = Wk gram; of every head, unbinding M from its state keys_gram Wvᵀ, and wr = M Wq */
+void hrr_retrieval(const Layer *l) {
+    i64 channels = l->channels, size = l->dim / l->heads;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l);
+        float *state = w.parts[0][0];
+#pragma omp for schedule(dynamic)
+        FOR_HEADS {
+            Layer r = at_row(l, head / l->heads);
+            i64 first = head % l->heads * size, at = first * channels;
+            float *unbinding = r.unbinding + first * size;
+            matrix_product(&w, size, channels, channels, l->wk + at, r.gram, channels, 1, r.keys_gram + at, 0);
+            matrix_product(&w, size, size, channels, r.keys_gram + at, l->wv + at, 1, channels, state, 0);
+            unbind(&w, size, state, unbinding);
+            matrix_product(&w, size, channels, size, unbinding, l->wq + at, channels, 1, r.wr + at, 0);
+        }
+    }
+}
+
+/* From grad_wr, what reaches the projections through the state: grad_wq, grad_wk, grad_wv increased; and grad_gram */
+void hrr_state_gradients(const Layer *l) {
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads, panels = (channels + PANEL - 1) / PANEL;
+#pragma omp parallel num_threads(l->threads)
+    {
+        Work w = prepare(l);
+        float *state = w.parts[0][0], *grad_state = w.parts[0][1], *sums = w.parts[1][0];
+#pragma omp for schedule(dynamic)
+        FOR_HEADS {
+            Layer r = at_row(l, head / l->heads);
+            i64 first = head % l->heads * size, at = first * channels;
+            const float *grad_wr = r.grad_wr + at;
+            float *bound_values = r.bound_values + at;
+            matrix_product(&w, size, channels, size, r.unbinding + first * size, grad_wr, channels, 1, r.grad_wq + at, 0);
+            matrix_product(&w, size, size, channels, grad_wr, l->wq + at, 1, channels, state, 0);
+            unbind(&w, size, state, grad_state);
+            matrix_product(&w, size, channels, size, grad_state, l->wv + at, channels, 1, bound_values, 0);
+            matrix_product(&w, size, channels, channels, bound_values, r.gram, channels, 1, r.grad_wk + at, 0);
+            matrix_product(&w, size, channels, size, grad_state, r.keys_gram + at, channels, 1, r.grad_wv + at, 1);
+        }
+#pragma omp for
+        for (i64 part = 0; part < l->rows * w.threads; part++) { /* some columns of grad_gram = Wkᵀ bound_values */
+            Layer r = at_row(l, part / w.threads);
+            i64 first = panels * (part % w.threads) / w.threads * PANEL;
+            i64 columns = least(panels * (part % w.threads + 1) / w.threads * PANEL, channels) - first;
+            memset(sums, 0, 4 * sums_size(channels));
+            for (i64 e = 0; e < dim; e += TILE) {
+                Tile keys = tile_of(l->wk + e * channels, channels, least(TILE, dim - e));
+                Tile values = tile_of(r.bound_values + e * channels + first, channels, keys.count);
+                add_product(&w, keys.count, channels, columns, as_turned(&w, keys, channels),
+                            as_right(&w, values, columns), sums);
+            }
+            for (i64 i = 0; i < channels; i++) put_sums(&w, sums, i, columns, 0, r.grad_gram + i * channels + first);
         }
     }
 }
