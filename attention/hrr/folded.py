@@ -12,7 +12,7 @@ or kept too, for at most a tenth less time and three times the memory.
 
 It wins where sequences are long against the channels: products of C x C matrices grow with C³.
 
-Here stands what follows what; the steps are those of `native`, or of `folded_passes`.
+This is the layer by torch's products; `attention.hrr.native` is the same in one kernel each way.
 
 Legend: C channels of x, plus a constant 1 where the projections have a bias (it is their last column then); E = H·D
 channels of q, k and v; B batch rows of N tokens. M, G, S and Wr are those of a row.
@@ -20,11 +20,9 @@ channels of q, k and v; B batch rows of N tokens. M, G, S and Wr are those of a 
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from torch import Tensor
 
-from attention.hrr import folded_passes, native
+from attention.hrr import folded_passes as steps
 from attention.hrr.chunked import normalize_
 from attention.huge_pages import new_result
 
@@ -51,7 +49,6 @@ def forward(
         out (B, N, E), weights (B, H, N), G (B, C, C), and v and r (2, B, N, E), or (2, B, 0, E) if recomputed.
     """
     batch, tokens, dim = x.shape
-    steps = _steps_for(x)
     out = new_result(x, *x.shape)
     weights = x.new_empty(batch, num_heads, tokens)
     kept = new_result(x, 2, batch, 0 if recompute else tokens, dim)
@@ -78,7 +75,6 @@ def backward(
     mask_superposition: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, wq, wk, wv and wo, given that of out."""
-    steps = _steps_for(x)
     recompute = kept.shape[2] == 0
     mask = key_padding_mask if mask_superposition else None
     grad_x = new_result(x, *x.shape)
@@ -89,7 +85,3 @@ def backward(
     *grads, grad_gram = steps.state_gradients(grad_wr, grad_wv, wq, wk, wv, gram, keys_gram, unbinding)
     steps.add_gram_gradient(x, mask, grad_gram, grad_x)
     return grad_x, *(grad[0] if len(grad) == 1 else grad.sum(0) for grad in (*grads, grad_wo))
-
-
-def _steps_for(x: Tensor) -> ModuleType:
-    return native if native.supports(x) else folded_passes

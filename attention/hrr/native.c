@@ -1,67 +1,57 @@
-/* The passes over tokens of the folded HRR layer, on a CPU, in float32, and the products of C x C matrices between them:
-   attention/hrr/native.py calls them.
+/* The folded HRR layer (attention/hrr/folded.py) on a CPU, in float32; attention/hrr/native.py calls it.
 
-   Each pass takes tiles of tokens through all that a pass does with them while they are in a core's cache. For what sums over
-   tokens, every thread has a run of tiles, the same in every call: it sums over those of each batch row in it, and where
-   a row is in the runs of several threads, their sums are added up.
+   Forward and backward are each one parallel region. Their passes over tokens take a tile through all that a pass does
+   with it while it is in a core's cache. For what sums over tokens, every thread has a run of tiles, the same in every
+   call: it sums over those of each batch row in it, and where a row is in the runs of several threads, their sums are
+   added up. Products of C x C matrices are divided by blocks of rows.
 
-   Legend: B batch rows of N tokens of E channels, in H heads; x has C channels, E or, with a last one of ones, E + 1. */
+   Legend: B batch rows of N tokens of E channels, in H heads of D; x has C channels, E or, with a last one of ones,
+   E + 1. */
 
 #include "../native.h"
 
-#define TILE 48 /* tokens; a multiple of ROWS and of STEPS */
+#define TILE 48  /* tokens; a multiple of ROWS and of STEPS */
+#define BLOCK 24 /* rows of a matrix, at most TILE */
 
-/* Field by field as _Layer in native.py; every pass takes what it needs. */
+/* Field by field as _Layer in native.py; the forward pass takes no gradients. */
 typedef struct {
-    const float *x, *grad_out;    /* (B, N, E) */
-    const uint8_t *mask;          /* (B, N), 1 = a token that counts as zeros; or NULL */
-    const float *wq, *wk, *wv;    /* (E, C) */
-    const float *wo;              /* (E, E) */
-    float *wr;                    /* (B, E, C) */
-    float *delta;                 /* (B, H) */
-    float *weights;               /* (B, H, N) */
-    float *values;                /* (B, N, E) */
-    float *retrieved;             /* (B, N, E), or NULL where it is not kept */
-    float *out;                   /* (B, N, E) */
-    float *gram, *grad_gram;      /* (B, C, C) */
-    float *keys_gram;             /* (B, E, C) */
-    float *unbinding;             /* (B, E, D), D = E / H */
-    float *bound_values;          /* (B, E, C) */
-    float *grad_wq, *grad_wk;     /* (B, E, C) */
-    float *grad_wr, *grad_wv;     /* (B, E, C) */
-    float *grad_wo;               /* (B, E, E) */
-    float *scratch;               /* `hrr_scratch` */
+    const float *x, *grad_out;          /* (B, N, E) */
+    const uint8_t *mask;                /* (B, N), 1 = ignored; or NULL */
+    const float *wq, *wk, *wv;          /* (E, C) */
+    const float *wo;                    /* (E, E) */
+    float *out, *grad_x;                /* (B, N, E) */
+    float *weights;                     /* (B, H, N) */
+    float *gram;                        /* (B, C, C) */
+    float *values;                      /* (B, N, E), or the place of out or grad_x, where they are not kept */
+    float *retrieved;                   /* (B, N, E), or NULL where it is not kept */
+    float *grad_wq, *grad_wk, *grad_wv; /* (B, E, C) */
+    float *grad_wo;                     /* (B, E, E) */
+    float *scratch;                     /* `hrr_scratch` */
     i64 rows, tokens, dim, channels, heads;
-    i64 known;                    /* whether `values` holds the values already */
+    i64 mask_superposition; /* whether ignored tokens count as zeros in the superposition */
     i64 threads;
 } Layer;
 
-/* The layer of one batch row. */
-static Layer at_row(const Layer *l, i64 row) {
-    Layer r = *l;
-    i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels, gram = row * l->channels * l->channels;
-    r.x += size, r.grad_out += size, r.values += size, r.out += size;
-    if (r.mask) r.mask += row * l->tokens;
-    if (r.retrieved) r.retrieved += size;
-    r.wr += weights, r.delta += row * l->heads, r.weights += row * l->heads * l->tokens;
-    r.gram += gram, r.grad_gram += gram, r.keys_gram += weights, r.bound_values += weights;
-    r.unbinding += row * l->dim * (l->dim / l->heads);
-    r.grad_wq += weights, r.grad_wk += weights, r.grad_wr += weights, r.grad_wv += weights;
-    r.grad_wo += row * l->dim * l->dim;
-    return r;
-}
+/* What lies between the passes, of one batch row. */
+typedef struct {
+    float *keys_gram, *wr;         /* (E, C): Wk gram; the projections that retrieve */
+    float *bound_values, *grad_wr; /* (E, C) */
+    float *state, *grad_state;     /* (E, D): every head's */
+    float *grad_gram;              /* (C, C) */
+    float *delta;                  /* (H) */
+} Matrices;
 
 /* What a thread works with. */
 typedef struct {
     float *shared[2];  /* right factors of up to C steps: all threads' own together */
-    float *weights[2]; /* and those of a batch row */
+    float *weights[2]; /* and this thread's */
     float *tokens;     /* (TILE, row) */
     float *tiles[4];   /* (TILE, row) */
     float *left, *turned, *right; /* a tile as these factors */
     float *parts[2][2]; /* each of two sums over its tiles of its first batch row, and of another one: (C / PANEL, C,
                            PANEL), with as many rows as make whole ROWS */
     i64 row, sums_panel;
-    i64 stride;        /* from what is one thread's to the same of the next */
+    i64 stride; /* from what is one thread's to the same of the next */
     i64 row_tiles, all_tiles; /* tiles of a batch row, of all */
     i64 thread, threads;
 } Work;
@@ -76,13 +66,20 @@ static i64 thread_size(i64 channels) {
     return tiles + 2 * weights_size(channels) + 4 * sums_size(channels);
 }
 
+static i64 matrices_size(const Layer *l) {
+    i64 weights = l->dim * l->channels, state = l->dim * (l->dim / l->heads), gram = l->channels * l->channels;
+    return 4 * round_up(weights, 16) + 2 * round_up(state, 16) + round_up(gram, 16) + round_up(l->heads, 16);
+}
+
 /* Floats of scratch memory. */
-i64 hrr_scratch(i64 channels, i64 threads) { return 2 * weights_size(channels) + threads * thread_size(channels); }
+i64 hrr_scratch(const Layer *l) {
+    return l->rows * matrices_size(l) + 2 * weights_size(l->channels) + l->threads * thread_size(l->channels);
+}
 
 static Work prepare(const Layer *l) {
     Work w = {.row = row_of(l->channels)};
     w.sums_panel = round_up(l->channels, ROWS) * PANEL;
-    float *scratch = l->scratch;
+    float *scratch = l->scratch + l->rows * matrices_size(l);
     w.stride = thread_size(l->channels);
     w.row_tiles = (l->tokens + TILE - 1) / TILE, w.all_tiles = l->rows * w.row_tiles;
     w.thread = omp_get_thread_num(), w.threads = omp_get_num_threads();
@@ -96,6 +93,33 @@ static Work prepare(const Layer *l) {
     w.turned = take(&scratch, TILE * round_up(l->channels, ROWS));
     w.right = take(&scratch, TILE * round_up(l->channels, PANEL));
     return w;
+}
+
+/* The layer of one batch row. */
+static Layer at_row(const Layer *l, i64 row) {
+    Layer r = *l;
+    i64 size = row * l->tokens * l->dim, weights = row * l->dim * l->channels;
+    r.x += size, r.values += size, r.weights += row * l->heads * l->tokens;
+    r.gram += row * l->channels * l->channels;
+    if (r.grad_out) {
+        r.grad_out += size, r.grad_x += size, r.grad_wo += row * l->dim * l->dim;
+        r.grad_wq += weights, r.grad_wk += weights, r.grad_wv += weights;
+    } else
+        r.out += size;
+    if (r.mask) r.mask += row * l->tokens;
+    if (r.retrieved) r.retrieved += size;
+    return r;
+}
+
+static Matrices matrices_at(const Layer *l, i64 row) {
+    float *scratch = l->scratch + row * matrices_size(l);
+    i64 weights = l->dim * l->channels, state = l->dim * (l->dim / l->heads);
+    Matrices m;
+    m.keys_gram = take(&scratch, weights), m.wr = take(&scratch, weights);
+    m.bound_values = take(&scratch, weights), m.grad_wr = take(&scratch, weights);
+    m.state = take(&scratch, state), m.grad_state = take(&scratch, state);
+    m.grad_gram = take(&scratch, l->channels * l->channels), m.delta = take(&scratch, l->heads);
+    return m;
 }
 
 /* A panel of columns of a matrix b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]. */
@@ -191,9 +215,9 @@ static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int a
         out[j] = (add ? out[j] : 0) + sums[j / PANEL * w->sums_panel + i * PANEL + j % PANEL];
 }
 
-/* The sums (rows, columns) of all batch rows to out, for those that are in the runs of several threads after all have
-   summed; the others come from `put_own_row`. All threads share the work. */
-static void put_shared_rows(const Work *w, int which, i64 rows, i64 columns, float *out) {
+/* The sums (rows, columns) of all batch rows to out, `out_row` floats apart, for those that are in the runs of several
+   threads after all have summed; the others come from `put_own_row`. All threads share the work. */
+static void put_shared_rows(const Work *w, int which, i64 rows, i64 columns, float *out, i64 out_row) {
 #pragma omp barrier
     for (i64 thread = 1; thread < w->threads; thread++) {
         i64 row = run_start(w, thread) / w->row_tiles, first = thread - 1, last = thread;
@@ -202,24 +226,25 @@ static void put_shared_rows(const Work *w, int which, i64 rows, i64 columns, flo
 #pragma omp for
         for (i64 i = 0; i < rows; i++)
             for (i64 t = first; t <= last; t++)
-                put_sums(w, sums_of_row(w, which, t, row), i, columns, t > first, out + (row * rows + i) * columns);
+                put_sums(w, sums_of_row(w, which, t, row), i, columns, t > first, out + row * out_row + i * columns);
     }
 }
 
 /* Those of a batch row to out, if it is this thread's alone. */
-static void put_own_row(const Work *w, int which, i64 row, i64 rows, i64 columns, float *out) {
+static void put_own_row(const Work *w, int which, i64 row, i64 rows, i64 columns, float *out, i64 out_row) {
     if (run_start(w, w->thread) > row * w->row_tiles || run_start(w, w->thread + 1) < (row + 1) * w->row_tiles) return;
     for (i64 i = 0; i < rows; i++)
-        put_sums(w, sums_of_row(w, which, w->thread, row), i, columns, 0, out + (row * rows + i) * columns);
+        put_sums(w, sums_of_row(w, which, w->thread, row), i, columns, 0, out + row * out_row + i * columns);
 }
 
-/* Tokens of x with all C channels, and zeros for masked ones. */
-static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count) {
+/* Tokens of x with all C channels; where the mask counts, zeros for ignored ones. */
+static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count, i64 mask_counts) {
     const float *x = l->x + start * l->dim;
-    if (!l->mask && l->channels == l->dim) return tile_of(x, l->dim, count);
+    const uint8_t *mask = mask_counts ? l->mask : NULL;
+    if (!mask && l->channels == l->dim) return tile_of(x, l->dim, count);
     for (i64 i = 0; i < count; i++, x += l->dim) {
         float *row = w->tokens + i * w->row;
-        int counts = !l->mask || !l->mask[start + i];
+        int counts = !mask || !mask[start + i];
         for (i64 d = 0; d < l->dim; d++) row[d] = counts ? x[d] : 0;
         if (l->channels > l->dim) row[l->dim] = counts;
     }
@@ -248,134 +273,225 @@ INLINE float inverse_norm(float square) {
     return norm <= 1e-18f ? 0 : 1 / norm;
 }
 
-#define THREADS num_threads(most(1, least(l->threads, l->rows * ((l->tokens + TILE - 1) / TILE)))) /* each with work */
-#define FOR_ROWS_OF_RUN                                   \
-    for (i64 row = run_start(&w, w.thread) / w.row_tiles; \
-         row * w.row_tiles < run_start(&w, w.thread + 1); row++)
-#define FOR_TILES_OF_RUN                                              \
-    for (i64 tile = most(run_start(&w, w.thread), row * w.row_tiles); \
-         tile < least(run_start(&w, w.thread + 1), (row + 1) * w.row_tiles); tile++)
-#define FOR_ALL_TILES for (i64 tile = 0; tile < w.all_tiles; tile++)
+#define FOR_ROWS_OF_RUN                                     \
+    for (i64 row = run_start(w, w->thread) / w->row_tiles; \
+         row * w->row_tiles < run_start(w, w->thread + 1); row++)
+#define FOR_TILES_OF_RUN                                                \
+    for (i64 tile = most(run_start(w, w->thread), row * w->row_tiles); \
+         tile < least(run_start(w, w->thread + 1), (row + 1) * w->row_tiles); tile++)
+#define FOR_ALL_TILES for (i64 tile = 0; tile < w->all_tiles; tile++)
 
 /* gram = Σ x xᵀ */
-void hrr_gram(const Layer *l) {
-    i64 channels = l->channels;
-#pragma omp parallel THREADS
-    {
-        Work w = prepare(l);
-        FOR_ROWS_OF_RUN {
-            Layer r = at_row(l, row);
-            float *sums = start_row(&w, 0, row, channels);
-            FOR_TILES_OF_RUN {
-                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                Tile x = tokens_at(&r, &w, start, count);
-                const float *turned = as_turned(&w, x, channels), *right = as_right(&w, x, channels);
-                for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
-                    add_product(&w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
-                                right + j * whole_steps(count), sums + j / PANEL * w.sums_panel);
-            }
-            put_own_row(&w, 0, row, channels, channels, l->gram);
+static void sum_gram(const Layer *l, const Work *w) {
+    i64 channels = l->channels, size = channels * channels;
+    FOR_ROWS_OF_RUN {
+        Layer r = at_row(l, row);
+        float *sums = start_row(w, 0, row, channels);
+        FOR_TILES_OF_RUN {
+            i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+            Tile x = tokens_at(&r, w, start, count, l->mask_superposition);
+            const float *turned = as_turned(w, x, channels), *right = as_right(w, x, channels);
+            for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
+                add_product(w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
+                            right + j * whole_steps(count), sums + j / PANEL * w->sums_panel);
         }
-        put_shared_rows(&w, 0, channels, channels, l->gram);
+        put_own_row(w, 0, row, channels, channels, l->gram, size);
+    }
+    put_shared_rows(w, 0, channels, channels, l->gram, size);
 #pragma omp for
-        for (i64 row = 0; row < l->rows; row++) {
-            float *gram = l->gram + row * channels * channels;
-            for (i64 i = 0; i < channels; i++)
-                for (i64 j = 0; j < i; j++) gram[i * channels + j] = gram[j * channels + i];
-        }
+    for (i64 row = 0; row < l->rows; row++) {
+        float *gram = l->gram + row * size;
+        for (i64 i = 0; i < channels; i++)
+            for (i64 j = 0; j < i; j++) gram[i * channels + j] = gram[j * channels + i];
     }
 }
 
-/* values = x Wvᵀ, retrieved = x Wrᵀ where it is kept, and weights = exp(their cosines) */
-void hrr_retrieve(const Layer *l) {
-    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
-#pragma omp parallel THREADS
-    {
-        Work w = prepare(l);
-        i64 packed = -1;
-        pack_shared(l->wv, 1, channels, channels, dim, w.shared[0]);
-#pragma omp for schedule(dynamic)
-        FOR_ALL_TILES {
-            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-            Layer r = at_row(l, row);
-            if (row != packed) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
-            packed = row;
-            const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
-            multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[0], w.row, 0);
-            multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[1], w.row, 0);
-            store(w.tiles[0], w.row, start, count, dim, r.values);
-            if (r.retrieved) store(w.tiles[1], w.row, start, count, dim, r.retrieved);
-            for (i64 h = 0; h < l->heads; h++)
-                for (i64 i = 0; i < count; i++) {
-                    const float *v = w.tiles[0] + i * w.row + h * size, *retrieved = w.tiles[1] + i * w.row + h * size;
-                    float product = 0, v_square = 0, r_square = 0;
-#pragma omp simd reduction(+ : product, v_square, r_square)
-                    for (i64 d = 0; d < size; d++) {
-                        product += v[d] * retrieved[d];
-                        v_square += v[d] * v[d];
-                        r_square += retrieved[d] * retrieved[d];
-                    }
-                    float cosine = product * inverse_norm(v_square) * inverse_norm(r_square);
-                    r.weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
-                }
+/* Rows of one head's matrices. */
+typedef struct {
+    i64 row, head;    /* batch row, and which head of all batch rows */
+    i64 first, count; /* rows, of the head's */
+    i64 of_head;      /* the head's first row, of the batch row's */
+} Block;
+
+static i64 blocks_of(const Layer *l) { return (l->dim / l->heads + BLOCK - 1) / BLOCK; }
+
+static Block block_at(const Layer *l, i64 i) {
+    i64 head = i / blocks_of(l), first = i % blocks_of(l) * BLOCK, size = l->dim / l->heads;
+    return (Block){head / l->heads, head, first, least(BLOCK, size - first), head % l->heads * size};
+}
+
+#define FOR_BLOCKS for (i64 i = 0; i < l->rows * l->heads * blocks_of(l); i++)
+
+/* c (count, columns) = a b, or +=, for rows of a (count, depth). */
+static void multiply_block(const Work *w, i64 count, i64 columns, i64 depth, const float *a, const float *right,
+                           float *c, int add) {
+    multiply_tile(count, columns, depth, as_left(w, tile_of(a, depth, count), depth), right, w->tiles[0], w->row, 0);
+    for (i64 i = 0; i < count; i++, c += columns) {
+        const float *row = w->tiles[0] + i * w->row;
+        if (add)
+            for (i64 j = 0; j < columns; j++) c[j] += row[j];
+        else
+            memcpy(c, row, 4 * columns);
+    }
+}
+
+/* β[n] = Σ_i S[i, (n - i) mod D] of a matrix S (D, D), as the matrix with β[(i + n) mod D] at (i, n): `hankel` of
+   `sum_of_bindings` in ops.py. */
+static void unbind(const Work *w, i64 size, const float *state, float *unbinding) {
+    float *bound = memset(w->tiles[0], 0, 4 * size);
+    for (i64 i = 0; i < size; i++, state += size) {
+        for (i64 j = 0; j < size - i; j++) bound[i + j] += state[j];
+        for (i64 j = size - i; j < size; j++) bound[i + j - size] += state[j];
+    }
+    for (i64 i = 0; i < size; i++) {
+        memcpy(unbinding + i * size, bound + i, 4 * (size - i));
+        memcpy(unbinding + i * size + size - i, bound, 4 * i);
+    }
+}
+
+/* keys_gram = Wk gram; every head's state = keys_gram Wvᵀ; and wr = M Wq for what unbinds from it, M. */
+static void find_retrieval(const Layer *l, const Work *w) {
+    i64 channels = l->channels, size = l->dim / l->heads, row = -1, head = -1;
+    float *unbinding = w->parts[0][0]; /* each thread makes its own */
+#pragma omp for
+    FOR_BLOCKS {
+        Block b = block_at(l, i);
+        Matrices m = matrices_at(l, b.row);
+        i64 at = b.of_head + b.first;
+        if (b.row != row) pack_weights(at_row(l, b.row).gram, channels, 1, channels, channels, w->weights[0]);
+        if (b.head != head) pack_weights(l->wv + b.of_head * channels, 1, channels, channels, size, w->weights[1]);
+        row = b.row, head = b.head;
+        float *keys_gram = m.keys_gram + at * channels;
+        multiply_block(w, b.count, channels, channels, l->wk + at * channels, w->weights[0], keys_gram, 0);
+        multiply_block(w, b.count, size, channels, keys_gram, w->weights[1], m.state + at * size, 0);
+    }
+    head = -1;
+#pragma omp for
+    FOR_BLOCKS {
+        Block b = block_at(l, i);
+        Matrices m = matrices_at(l, b.row);
+        if (b.head != head) {
+            unbind(w, size, m.state + b.of_head * size, unbinding);
+            pack_weights(l->wq + b.of_head * channels, channels, 1, size, channels, w->weights[0]);
         }
+        head = b.head;
+        multiply_block(w, b.count, channels, size, unbinding + b.first * size, w->weights[0],
+                       m.wr + (b.of_head + b.first) * channels, 0);
+    }
+}
+
+/* values = x Wvᵀ, retrieved = x wrᵀ where it is kept, and weights = exp(their cosines) */
+static void retrieve(const Layer *l, const Work *w) {
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads, packed = -1;
+    pack_shared(l->wv, 1, channels, channels, dim, w->shared[0]);
+#pragma omp for schedule(dynamic)
+    FOR_ALL_TILES {
+        i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+        Layer r = at_row(l, row);
+        if (row != packed) pack_weights(matrices_at(l, row).wr, 1, channels, channels, dim, w->weights[0]);
+        packed = row;
+        const float *x = as_left(w, tokens_at(&r, w, start, count, 0), channels);
+        multiply_tile(count, dim, channels, x, w->shared[0], w->tiles[0], w->row, 0);
+        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[1], w->row, 0);
+        store(w->tiles[0], w->row, start, count, dim, r.values);
+        if (r.retrieved) store(w->tiles[1], w->row, start, count, dim, r.retrieved);
+        for (i64 h = 0; h < l->heads; h++)
+            for (i64 i = 0; i < count; i++) {
+                const float *v = w->tiles[0] + i * w->row + h * size, *retrieved = w->tiles[1] + i * w->row + h * size;
+                float product = 0, v_square = 0, r_square = 0;
+#pragma omp simd reduction(+ : product, v_square, r_square)
+                for (i64 d = 0; d < size; d++) {
+                    product += v[d] * retrieved[d];
+                    v_square += v[d] * v[d];
+                    r_square += retrieved[d] * retrieved[d];
+                }
+                float cosine = product * inverse_norm(v_square) * inverse_norm(r_square);
+                r.weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
+            }
+    }
+}
+
+/* The exponentials in weights over their sum; `normalize_` in chunked.py. Where all tokens are ignored they become
+   zeros, or 1/N each if such tokens enter the superposition. */
+static void normalize(const Layer *l) {
+#pragma omp for
+    for (i64 head = 0; head < l->rows * l->heads; head++) {
+        float *weights = l->weights + head * l->tokens;
+        const uint8_t *mask = l->mask ? l->mask + head / l->heads * l->tokens : NULL;
+        if (mask) {
+            float ignored = !l->mask_superposition && !memchr(mask, 0, l->tokens);
+            for (i64 t = 0; t < l->tokens; t++)
+                if (mask[t]) weights[t] = ignored;
+        }
+        double total = 0;
+        for (i64 t = 0; t < l->tokens; t++) total += weights[t];
+        float divisor = total == 0 ? 1 : total;
+        for (i64 t = 0; t < l->tokens; t++) weights[t] /= divisor;
     }
 }
 
 /* out = (weights ∘ values) Woᵀ; out may be values */
-void hrr_project(const Layer *l) {
+static void project(const Layer *l, const Work *w) {
     i64 dim = l->dim;
-#pragma omp parallel THREADS
-    {
-        Work w = prepare(l);
-        pack_shared(l->wo, 1, dim, dim, dim, w.shared[0]);
+    pack_shared(l->wo, 1, dim, dim, dim, w->shared[0]);
 #pragma omp for schedule(dynamic)
-        FOR_ALL_TILES {
-            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-            Layer r = at_row(l, row);
-            const float *weighed = as_left(&w, weighed_at(&r, &w, start, count), dim);
-            multiply_tile(count, dim, dim, weighed, w.shared[0], w.tiles[1], w.row, 0);
-            store(w.tiles[1], w.row, start, count, dim, r.out);
-        }
+    FOR_ALL_TILES {
+        i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+        Layer r = at_row(l, row);
+        const float *weighed = as_left(w, weighed_at(&r, w, start, count), dim);
+        multiply_tile(count, dim, dim, weighed, w->shared[0], w->tiles[1], w->row, 0);
+        store(w->tiles[1], w->row, start, count, dim, r.out);
     }
 }
 
-/* values = x Wvᵀ unless known, grad_wo = grad_outᵀ (weights ∘ values), and delta = Σ grad_wo ∘ Wo over a head's columns */
-void hrr_project_gradient(const Layer *l) {
-    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
+#define THREADS num_threads(most(1, least(l->threads, l->rows * ((l->tokens + TILE - 1) / TILE)))) /* each with work */
+
+/* out, weights and gram; values and retrieved where they are kept */
+void hrr_forward(const Layer *l) {
 #pragma omp parallel THREADS
     {
-        Work w = prepare(l);
-        if (!l->known) pack_shared(l->wv, 1, channels, channels, dim, w.shared[0]);
-        FOR_ROWS_OF_RUN {
-            Layer r = at_row(l, row);
-            float *sums = start_row(&w, 0, row, channels);
-            FOR_TILES_OF_RUN {
-                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                if (!l->known) {
-                    const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
-                    multiply_tile(count, dim, channels, x, w.shared[0], w.tiles[1], w.row, 0);
-                    store(w.tiles[1], w.row, start, count, dim, r.values);
-                }
-                Tile grad = tile_of(r.grad_out + start * dim, dim, count);
-                add_product(&w, count, dim, dim, as_turned(&w, grad, dim),
-                            as_right(&w, weighed_at(&r, &w, start, count), dim), sums);
+        Work prepared = prepare(l), *w = &prepared;
+        sum_gram(l, w);
+        find_retrieval(l, w);
+        retrieve(l, w);
+        normalize(l);
+        project(l, w);
+    }
+}
+
+/* values = x Wvᵀ unless they were kept, grad_wo = grad_outᵀ (weights ∘ values), and delta = Σ grad_wo ∘ Wo over the
+   columns of a head */
+static void differentiate_projection(const Layer *l, const Work *w) {
+    i64 dim = l->dim, channels = l->channels, size = dim / l->heads, kept = l->retrieved != NULL;
+    if (!kept) pack_shared(l->wv, 1, channels, channels, dim, w->shared[0]);
+    FOR_ROWS_OF_RUN {
+        Layer r = at_row(l, row);
+        float *sums = start_row(w, 0, row, channels);
+        FOR_TILES_OF_RUN {
+            i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+            if (!kept) {
+                const float *x = as_left(w, tokens_at(&r, w, start, count, 0), channels);
+                multiply_tile(count, dim, channels, x, w->shared[0], w->tiles[1], w->row, 0);
+                store(w->tiles[1], w->row, start, count, dim, r.values);
             }
-            put_own_row(&w, 0, row, dim, dim, l->grad_wo);
+            Tile grad = tile_of(r.grad_out + start * dim, dim, count);
+            add_product(w, count, dim, dim, as_turned(w, grad, dim),
+                        as_right(w, weighed_at(&r, w, start, count), dim), sums);
         }
-        put_shared_rows(&w, 0, dim, dim, l->grad_wo);
+        put_own_row(w, 0, row, dim, dim, l->grad_wo, dim * dim);
+    }
+    put_shared_rows(w, 0, dim, dim, l->grad_wo, dim * dim);
 #pragma omp for
-        for (i64 i = 0; i < l->rows * l->heads; i++) {
-            const float *grad = l->grad_wo + i / l->heads * dim * dim;
-            i64 first = i % l->heads * size;
-            float delta = 0;
-            for (i64 e = 0; e < dim; e++) {
-                float sum = 0;
-                for (i64 d = first; d < first + size; d++) sum += grad[e * dim + d] * l->wo[e * dim + d];
-                delta += sum;
-            }
-            l->delta[i] = delta;
+    for (i64 i = 0; i < l->rows * l->heads; i++) {
+        const float *grad = at_row(l, i / l->heads).grad_wo;
+        i64 first = i % l->heads * size;
+        float delta = 0;
+        for (i64 e = 0; e < dim; e++) {
+            float sum = 0;
+            for (i64 d = first; d < first + size; d++) sum += grad[e * dim + d] * l->wo[e * dim + d];
+            delta += sum;
         }
+        matrices_at(l, i / l->heads).delta[i % l->heads] = delta;
     }
 }
 
@@ -400,167 +516,145 @@ INLINE void differentiate_cosine(float weight, float delta, i64 size, const floa
     }
 }
 
-/* grad_wr, grad_wv, and out = the gradient of x but for what the Gram matrix contributes; out may be values */
-void hrr_retrieve_gradient(const Layer *l) {
+/* grad_wr, grad_wv but for what the state contributes, and grad_x but for what the Gram matrix does; grad_x may be
+   values */
+static void differentiate_retrieval(const Layer *l, const Work *w) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
-#pragma omp parallel THREADS
-    {
-        Work w = prepare(l);
-        float *dr = w.tiles[0], *dv = w.tiles[1], *grads[2] = {dr, dv}, *grad_x = w.tiles[3];
-        pack_shared(l->wo, dim, 1, dim, dim, w.shared[0]);
-        pack_shared(l->wv, channels, 1, dim, dim, w.shared[1]);
-        FOR_ROWS_OF_RUN {
-            Layer r = at_row(l, row);
-            float *sums[2] = {start_row(&w, 0, row, channels), start_row(&w, 1, row, channels)};
-            if (!r.retrieved) pack_weights(r.wr, 1, channels, channels, dim, w.weights[0]);
-            pack_weights(r.wr, channels, 1, dim, dim, w.weights[1]);
-            FOR_TILES_OF_RUN {
-                i64 start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-                Tile x = tokens_at(&r, &w, start, count);
-                Tile v = tile_of(r.values + start * dim, dim, count);
-                Tile retrieved = tile_of(r.retrieved ? r.retrieved + start * dim : w.tiles[2], dim, count);
-                if (!r.retrieved) {
-                    retrieved.row = w.row;
-                    multiply_tile(count, dim, channels, as_left(&w, x, channels), w.weights[0], w.tiles[2], w.row, 0);
-                }
-                Tile grad = tile_of(r.grad_out + start * dim, dim, count);
-                multiply_tile(count, dim, dim, as_left(&w, grad, dim), w.shared[0], dv, w.row, 0);
-                for (i64 i = 0; i < count; i++)
-                    for (i64 h = 0; h < l->heads; h++)
-                        differentiate_cosine(r.weights[h * l->tokens + start + i], r.delta[h], size,
-                                             v.x + i * dim + h * size, retrieved.x + i * retrieved.row + h * size,
-                                             dv + i * w.row + h * size, dr + i * w.row + h * size);
-                const float *right = as_right(&w, x, channels);
-                for (int i = 0; i < 2; i++) {
-                    Tile d = tile_of(grads[i], w.row, count);
-                    add_product(&w, count, dim, channels, as_turned(&w, d, dim), right, sums[i]);
-                    const float *weights = i ? w.shared[1] : w.weights[1];
-                    multiply_tile(count, dim, dim, as_left(&w, d, dim), weights, grad_x, w.row, i);
-                }
-                store(grad_x, w.row, start, count, dim, r.out);
+    float *dr = w->tiles[0], *dv = w->tiles[1], *grads[2] = {dr, dv}, *grad_x = w->tiles[3];
+    float *grad_wr = matrices_at(l, 0).grad_wr; /* and those of the other rows behind it */
+    pack_shared(l->wo, dim, 1, dim, dim, w->shared[0]);
+    pack_shared(l->wv, channels, 1, dim, dim, w->shared[1]);
+    FOR_ROWS_OF_RUN {
+        Layer r = at_row(l, row);
+        Matrices m = matrices_at(l, row);
+        float *sums[2] = {start_row(w, 0, row, channels), start_row(w, 1, row, channels)};
+        if (!r.retrieved) pack_weights(m.wr, 1, channels, channels, dim, w->weights[0]);
+        pack_weights(m.wr, channels, 1, dim, dim, w->weights[1]);
+        FOR_TILES_OF_RUN {
+            i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+            Tile x = tokens_at(&r, w, start, count, 0);
+            Tile v = tile_of(r.values + start * dim, dim, count);
+            Tile retrieved = tile_of(r.retrieved ? r.retrieved + start * dim : w->tiles[2], dim, count);
+            if (!r.retrieved) {
+                retrieved.row = w->row;
+                multiply_tile(count, dim, channels, as_left(w, x, channels), w->weights[0], w->tiles[2], w->row, 0);
             }
-            put_own_row(&w, 0, row, dim, channels, l->grad_wr);
-            put_own_row(&w, 1, row, dim, channels, l->grad_wv);
-        }
-        put_shared_rows(&w, 0, dim, channels, l->grad_wr);
-        put_shared_rows(&w, 1, dim, channels, l->grad_wv);
-    }
-}
-
-/* out += x (grad_gram + grad_gramᵀ), its first E columns */
-void hrr_add_gram_gradient(const Layer *l) {
-    i64 dim = l->dim, channels = l->channels;
-#pragma omp parallel THREADS
-    {
-        Work w = prepare(l);
-        i64 packed = -1;
-#pragma omp for schedule(dynamic)
-        FOR_ALL_TILES {
-            i64 row = tile / w.row_tiles, start = tile % w.row_tiles * TILE, count = least(TILE, l->tokens - start);
-            Layer r = at_row(l, row);
-            if (row != packed) {
-                pack_weights(r.grad_gram, channels, 1, channels, dim, w.weights[0]);
-                pack_weights(r.grad_gram, 1, channels, channels, dim, w.weights[1]);
-                for (i64 i = 0; i < round_up(dim, PANEL) * whole_steps(channels); i++) w.weights[0][i] += w.weights[1][i];
-            }
-            packed = row;
-            const float *x = as_left(&w, tokens_at(&r, &w, start, count), channels);
+            Tile grad = tile_of(r.grad_out + start * dim, dim, count);
+            multiply_tile(count, dim, dim, as_left(w, grad, dim), w->shared[0], dv, w->row, 0);
             for (i64 i = 0; i < count; i++)
-                memcpy(w.tiles[0] + i * w.row, r.out + (start + i) * dim, 4 * dim);
-            multiply_tile(count, dim, channels, x, w.weights[0], w.tiles[0], w.row, 1);
-            store(w.tiles[0], w.row, start, count, dim, r.out);
+                for (i64 h = 0; h < l->heads; h++)
+                    differentiate_cosine(r.weights[h * l->tokens + start + i], m.delta[h], size,
+                                         v.x + i * dim + h * size, retrieved.x + i * retrieved.row + h * size,
+                                         dv + i * w->row + h * size, dr + i * w->row + h * size);
+            const float *right = as_right(w, x, channels);
+            for (int i = 0; i < 2; i++) {
+                Tile d = tile_of(grads[i], w->row, count);
+                add_product(w, count, dim, channels, as_turned(w, d, dim), right, sums[i]);
+                const float *weights = i ? w->shared[1] : w->weights[1];
+                multiply_tile(count, dim, dim, as_left(w, d, dim), weights, grad_x, w->row, i);
+            }
+            store(grad_x, w->row, start, count, dim, r.grad_x);
         }
+        put_own_row(w, 0, row, dim, channels, grad_wr, matrices_size(l));
+        put_own_row(w, 1, row, dim, channels, l->grad_wv, dim * channels);
     }
-}
-
-/* One thread's c (rows, columns) = a b, or +=, for a (rows, depth) and b with element (s, j) at b[s·b_step + j·b_column]. */
-static void matrix_product(const Work *w, i64 rows, i64 columns, i64 depth, const float *a, const float *b, i64 b_step,
-                           i64 b_column, float *c, int add) {
-    pack_weights(b, b_step, b_column, depth, columns, w->weights[0]);
-    for (i64 i = 0; i < rows; i += TILE) {
-        i64 count = least(TILE, rows - i);
-        const float *left = as_left(w, tile_of(a + i * depth, depth, count), depth);
-        multiply_tile(count, columns, depth, left, w->weights[0], w->tiles[0], w->row, 0);
-        for (i64 k = 0; k < count; k++) {
-            float *to = c + (i + k) * columns;
-            const float *from = w->tiles[0] + k * w->row;
-            if (add)
-                for (i64 j = 0; j < columns; j++) to[j] += from[j];
-            else
-                memcpy(to, from, 4 * columns);
-        }
-    }
-}
-
-/* β[n] = Σ_i S[i, (n - i) mod D] of a matrix S (D, D), as the matrix with β[(i + n) mod D] at (i, n): `hankel` of
-   `sum_of_bindings` in ops.py. */
-static void unbind(const Work *w, i64 size, const float *state, float *unbinding) {
-    float *bound = memset(w->tiles[0], 0, 4 * size);
-    for (i64 i = 0; i < size; i++, state += size) {
-        for (i64 j = 0; j < size - i; j++) bound[i + j] += state[j];
-        for (i64 j = size - i; j < size; j++) bound[i + j - size] += state[j];
-    }
-    for (i64 i = 0; i < size; i++, unbinding += size) {
-        memcpy(unbinding, bound + i, 4 * (size - i));
-        memcpy(unbinding + size - i, bound, 4 * i);
-    }
-}
-
-#define FOR_HEADS for (i64 head = 0; head < l->rows * l->heads; head++) /* of all batch rows */
-
-/* keys_gram = Wk gram; of every head, unbinding M from its state keys_gram Wvᵀ, and wr = M Wq */
-void hrr_retrieval(const Layer *l) {
-    i64 channels = l->channels, size = l->dim / l->heads;
-#pragma omp parallel num_threads(l->threads)
-    {
-        Work w = prepare(l);
-        float *state = w.parts[0][0];
-#pragma omp for schedule(dynamic)
-        FOR_HEADS {
-            Layer r = at_row(l, head / l->heads);
-            i64 first = head % l->heads * size, at = first * channels;
-            float *unbinding = r.unbinding + first * size;
-            matrix_product(&w, size, channels, channels, l->wk + at, r.gram, channels, 1, r.keys_gram + at, 0);
-            matrix_product(&w, size, size, channels, r.keys_gram + at, l->wv + at, 1, channels, state, 0);
-            unbind(&w, size, state, unbinding);
-            matrix_product(&w, size, channels, size, unbinding, l->wq + at, channels, 1, r.wr + at, 0);
-        }
-    }
+    put_shared_rows(w, 0, dim, channels, grad_wr, matrices_size(l));
+    put_shared_rows(w, 1, dim, channels, l->grad_wv, dim * channels);
 }
 
 /* From grad_wr, what reaches the projections through the state: grad_wq, grad_wk, grad_wv increased; and grad_gram */
-void hrr_state_gradients(const Layer *l) {
+static void differentiate_state(const Layer *l, const Work *w) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads, panels = (channels + PANEL - 1) / PANEL;
-#pragma omp parallel num_threads(l->threads)
-    {
-        Work w = prepare(l);
-        float *state = w.parts[0][0], *grad_state = w.parts[0][1], *sums = w.parts[1][0];
-#pragma omp for schedule(dynamic)
-        FOR_HEADS {
-            Layer r = at_row(l, head / l->heads);
-            i64 first = head % l->heads * size, at = first * channels;
-            const float *grad_wr = r.grad_wr + at;
-            float *bound_values = r.bound_values + at;
-            matrix_product(&w, size, channels, size, r.unbinding + first * size, grad_wr, channels, 1, r.grad_wq + at, 0);
-            matrix_product(&w, size, size, channels, grad_wr, l->wq + at, 1, channels, state, 0);
-            unbind(&w, size, state, grad_state);
-            matrix_product(&w, size, channels, size, grad_state, l->wv + at, channels, 1, bound_values, 0);
-            matrix_product(&w, size, channels, channels, bound_values, r.gram, channels, 1, r.grad_wk + at, 0);
-            matrix_product(&w, size, channels, size, grad_state, r.keys_gram + at, channels, 1, r.grad_wv + at, 1);
-        }
+    i64 row = -1, head = -1;
+    float *unbinding = w->parts[0][0];
 #pragma omp for
-        for (i64 part = 0; part < l->rows * w.threads; part++) { /* some columns of grad_gram = Wkᵀ bound_values */
-            Layer r = at_row(l, part / w.threads);
-            i64 first = panels * (part % w.threads) / w.threads * PANEL;
-            i64 columns = least(panels * (part % w.threads + 1) / w.threads * PANEL, channels) - first;
-            memset(sums, 0, 4 * sums_size(channels));
-            for (i64 e = 0; e < dim; e += TILE) {
-                Tile keys = tile_of(l->wk + e * channels, channels, least(TILE, dim - e));
-                Tile values = tile_of(r.bound_values + e * channels + first, channels, keys.count);
-                add_product(&w, keys.count, channels, columns, as_turned(&w, keys, channels),
-                            as_right(&w, values, columns), sums);
-            }
-            for (i64 i = 0; i < channels; i++) put_sums(&w, sums, i, columns, 0, r.grad_gram + i * channels + first);
+    FOR_BLOCKS {
+        Block b = block_at(l, i);
+        Matrices m = matrices_at(l, b.row);
+        i64 of_head = b.of_head * channels, at = of_head + b.first * channels;
+        if (b.head != head) {
+            unbind(w, size, m.state + b.of_head * size, unbinding);
+            pack_weights(m.grad_wr + of_head, channels, 1, size, channels, w->weights[0]);
+            pack_weights(l->wq + of_head, 1, channels, channels, size, w->weights[1]);
         }
+        head = b.head;
+        multiply_block(w, b.count, channels, size, unbinding + b.first * size, w->weights[0],
+                       at_row(l, b.row).grad_wq + at, 0);
+        multiply_block(w, b.count, size, channels, m.grad_wr + at, w->weights[1],
+                       m.grad_state + (b.of_head + b.first) * size, 0);
+    }
+    head = -1;
+#pragma omp for schedule(static) nowait /* a thread has the same blocks in the next loop */
+    FOR_BLOCKS {
+        Block b = block_at(l, i);
+        Matrices m = matrices_at(l, b.row);
+        i64 of_head = b.of_head * channels, at = of_head + b.first * channels;
+        if (b.head != head) {
+            unbind(w, size, m.grad_state + b.of_head * size, unbinding);
+            pack_weights(l->wv + of_head, channels, 1, size, channels, w->weights[0]);
+            pack_weights(m.keys_gram + of_head, channels, 1, size, channels, w->weights[1]);
+        }
+        head = b.head;
+        const float *rows = unbinding + b.first * size;
+        multiply_block(w, b.count, channels, size, rows, w->weights[0], m.bound_values + at, 0);
+        multiply_block(w, b.count, channels, size, rows, w->weights[1], at_row(l, b.row).grad_wv + at, 1);
+    }
+#pragma omp for schedule(static)
+    FOR_BLOCKS {
+        Block b = block_at(l, i);
+        Layer r = at_row(l, b.row);
+        i64 at = (b.of_head + b.first) * channels;
+        if (b.row != row) pack_weights(r.gram, channels, 1, channels, channels, w->weights[0]);
+        row = b.row;
+        multiply_block(w, b.count, channels, channels, matrices_at(l, row).bound_values + at, w->weights[0],
+                       r.grad_wk + at, 0);
+    }
+#pragma omp for
+    for (i64 part = 0; part < l->rows * w->threads; part++) { /* some columns of grad_gram = Wkᵀ bound_values */
+        Matrices m = matrices_at(l, part / w->threads);
+        i64 first = panels * (part % w->threads) / w->threads * PANEL;
+        i64 columns = least(panels * (part % w->threads + 1) / w->threads * PANEL, channels) - first;
+        float *sums = memset(w->parts[0][0], 0, 4 * sums_size(channels));
+        for (i64 e = 0; e < dim; e += TILE) {
+            Tile keys = tile_of(l->wk + e * channels, channels, least(TILE, dim - e));
+            Tile values = tile_of(m.bound_values + e * channels + first, channels, keys.count);
+            const float *turned = as_turned(w, keys, channels), *right = as_right(w, values, columns);
+            add_product(w, keys.count, channels, columns, turned, right, sums);
+        }
+        for (i64 i = 0; i < channels; i++) put_sums(w, sums, i, columns, 0, m.grad_gram + i * channels + first);
+    }
+}
+
+/* grad_x += x (grad_gram + grad_gramᵀ), its first E columns */
+static void add_gram_gradient(const Layer *l, const Work *w) {
+    i64 dim = l->dim, channels = l->channels, packed = -1, size = round_up(dim, PANEL) * whole_steps(channels);
+#pragma omp for schedule(dynamic)
+    FOR_ALL_TILES {
+        i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
+        Layer r = at_row(l, row);
+        if (row != packed) {
+            const float *grad_gram = matrices_at(l, row).grad_gram;
+            pack_weights(grad_gram, channels, 1, channels, dim, w->weights[0]);
+            pack_weights(grad_gram, 1, channels, channels, dim, w->weights[1]);
+            for (i64 i = 0; i < size; i++) w->weights[0][i] += w->weights[1][i];
+        }
+        packed = row;
+        const float *x = as_left(w, tokens_at(&r, w, start, count, l->mask_superposition), channels);
+        for (i64 i = 0; i < count; i++) memcpy(w->tiles[0] + i * w->row, r.grad_x + (start + i) * dim, 4 * dim);
+        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[0], w->row, 1);
+        store(w->tiles[0], w->row, start, count, dim, r.grad_x);
+    }
+}
+
+/* Gradients of x and, by batch row, of the weights. */
+void hrr_backward(const Layer *l) {
+#pragma omp parallel THREADS
+    {
+        Work prepared = prepare(l), *w = &prepared;
+        differentiate_projection(l, w);
+        find_retrieval(l, w);
+        differentiate_retrieval(l, w);
+        differentiate_state(l, w);
+        add_gram_gradient(l, w);
     }
 }

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from attention.hrr import chunked, folded
+from attention.hrr import chunked, folded, native
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -79,6 +79,10 @@ def _differentiate_attention(ctx, grad_out, grad_weights, _):
 attention.register_autograd(_differentiate_attention, setup_context=_save_attention)
 
 
+def _folded(x: Tensor) -> ModuleType:
+    return native if native.supports(x) else folded
+
+
 @torch.library.custom_op("hrr::layer", mutates_args=())
 def layer(
     x: Tensor,
@@ -92,7 +96,7 @@ def layer(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`folded.forward`; only its first result carries gradients."""
-    return folded.forward(x, wq, wk, wv, wo, key_padding_mask, num_heads, mask_superposition, recompute)
+    return _folded(x).forward(x, wq, wk, wv, wo, key_padding_mask, num_heads, mask_superposition, recompute)
 
 
 @layer.register_fake
@@ -121,7 +125,8 @@ def _layer_backward(
     mask_superposition: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, wq, wk, wv and wo."""
-    return folded.backward(grad_out, x, wq, wk, wv, wo, key_padding_mask, weights, gram, kept, mask_superposition)
+    tensors = (grad_out, x, wq, wk, wv, wo, key_padding_mask, weights, gram, kept)
+    return _folded(x).backward(*tensors, mask_superposition)
 
 
 @_layer_backward.register_fake

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention import HRRSelfAttention
-from attention.hrr import folded, folded_passes, native
+from attention.hrr import folded, native, operators
 from attention.native_support import FLAGS, load_kernels
 from tests.native import needs_native
 from tests.tolerance import assert_close
@@ -38,7 +38,7 @@ def check(dim, heads, tokens, masked=False, **options):
     layer, plain = build(dim, heads, **options), build(dim, heads, **options, backend="plain").double()
     x, mask = draw(dim, tokens)
     mask = mask if masked else None
-    assert folded._steps_for(x) is native
+    assert operators._folded(x) is native
     exact = run(plain, x.detach().double().requires_grad_(), mask)
     for ours, theirs in zip(run(layer, x, mask), exact, strict=True):
         assert_close(ours, theirs)
@@ -63,7 +63,6 @@ def test_every_width_of_vectors(lanes, monkeypatch):
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_threads_change_nothing_but_rounding(heads):
-    """With 3 heads in all, too few for 5 threads, torch multiplies their matrices."""
     before = torch.get_num_threads()
     layer, (x, mask) = build(32, heads, bias=True), draw(32, 700)
     try:
@@ -86,11 +85,11 @@ def test_other_strides():
         assert torch.equal(a, b)
 
 
-def test_equals_torchs_passes(monkeypatch):
+def test_equals_torchs_products(monkeypatch):
     """Those of machines without a compiler."""
     layer, (x, mask) = build(32, 4, bias=True), draw(32, 200)
     ours = run(layer, x, mask)
-    monkeypatch.setattr(folded, "_steps_for", lambda x: folded_passes)
+    monkeypatch.setattr(operators, "_folded", lambda x: folded)
     for a, b in zip(ours, run(layer, x, mask), strict=True):
         assert_close(a, b)
 
