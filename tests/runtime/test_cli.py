@@ -70,3 +70,19 @@ print(*faults)
     before, first, *_, last = map(int, output.split())
     # Five rounds after the first, which would each take as many pages.
     assert (last - first < first - before) == (keep == "1")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "PASSIVE 3000"),
+        ({"OMP_WAIT_POLICY": "passive"}, "passive 3000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "0"}, "PASSIVE 0"),
+    ],
+)
+def test_threads_wait_as_the_user_says(given, found):
+    program = "import os, runtime.cli; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    env = {name: x for name, x in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.strip() == found
