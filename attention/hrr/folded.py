@@ -8,7 +8,7 @@ the output, S and q M take 4 N C² + 2 N C D, and as many tensors of x's size.
 Backward, with u = (dr, dv) the gradients of r and v: dWr = drᵀ x, dWv = dvᵀ x, dx = dr Wr + dv Wv + x (dG + dGᵀ). The
 sum δ over tokens that the softmax needs comes from the gradient of the output's weights, δ_h = Σ dWo ∘ Wo over the
 head's columns. Kept between the passes are x, one weight for each token and head, and G; v and r are computed again,
-or kept too, for at most a tenth less time and three times the memory.
+or kept too, for up to a sixth less time and three times the memory.
 
 It wins where sequences are long against the channels: products of C x C matrices grow with C³.
 

@@ -14,6 +14,7 @@ POINTERS = (
     *("x", "grad_out", "mask", "wq", "wk", "wv", "wo", "out", "grad_x", "weights", "gram", "values", "retrieved"),
     *("grad_wq", "grad_wk", "grad_wv", "grad_wo", "scratch"),
 )
+WORK_OF_THREAD = 1 << 20  # N C² at least, or waking it costs more than it does
 NUMBERS = ("rows", "tokens", "dim", "channels", "heads", "mask_superposition", "threads")
 
 
@@ -79,7 +80,7 @@ def _run(kernel: str, mask_superposition: bool, given: dict[str, Tensor | None],
     tensors = {name: x.contiguous() for name, x in given.items() if x is not None} | results
     rows, tokens, dim = tensors["x"].shape
     channels, heads = tensors["wq"].shape[1], tensors["weights"].shape[1]
-    threads = max(min(torch.get_num_threads(), rows * tokens // channels), 1)  # each has sums of C x C numbers
+    threads = max(min(torch.get_num_threads(), rows * tokens * channels**2 // WORK_OF_THREAD), 1)
     layer = _Layer(**{name: x.data_ptr() for name, x in tensors.items()})
     for name, number in zip(NUMBERS, (rows, tokens, dim, channels, heads, mask_superposition, threads), strict=True):
         setattr(layer, name, number)

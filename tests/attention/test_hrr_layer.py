@@ -106,7 +106,7 @@ def test_keeps_its_input_alone():
 def test_folds_where_that_pays_only():
     x, _ = tokens(torch.float32)
     assert is_folded(layers(torch.float32)[0](x))
-    for length, folds in ((2 * DIM - 1, False), (2 * DIM, native.supports(x)), (4 * DIM, True)):
+    for length, folds in ((3 * DIM // 2 - 1, False), (3 * DIM // 2, native.supports(x)), (4 * DIM, True)):
         assert is_folded(layers(torch.float32)[0](x[:, :length])) == folds
     assert not is_folded(layers(torch.float32, backend="chunked")[0](x)), "a backend by name"
     assert not is_folded(layers(torch.bfloat16)[0](x.bfloat16())), "half precision"

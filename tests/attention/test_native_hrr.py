@@ -62,7 +62,8 @@ def test_every_width_of_vectors(lanes, monkeypatch):
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_threads_change_nothing_but_rounding(heads):
+def test_threads_change_nothing_but_rounding(heads, monkeypatch):
+    monkeypatch.setattr(native, "WORK_OF_THREAD", 1)
     before = torch.get_num_threads()
     layer, (x, mask) = build(32, heads, bias=True), draw(32, 700)
     try:
