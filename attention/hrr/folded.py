@@ -12,7 +12,7 @@ or kept too, for up to a sixth less time and three times the memory.
 
 It wins where sequences are long against the channels: products of C x C matrices grow with C³.
 
-This is the layer by torch's products; `attention.hrr.native` is the same in one kernel each way.
+Each way is one kernel of `native`, or, where that cannot run, the steps of `folded_passes` by torch's products.
 
 Legend: C channels of x, plus a constant 1 where the projections have a bias (it is their last column then); E = H·D
 channels of q, k and v; B batch rows of N tokens. M, G, S and Wr are those of a row.
@@ -23,6 +23,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from attention.hrr import folded_passes as steps
+from attention.hrr import native
 from attention.hrr.chunked import normalize_
 from attention.huge_pages import new_result
 
@@ -53,6 +54,11 @@ def forward(
     weights = x.new_empty(batch, num_heads, tokens)
     kept = new_result(x, 2, batch, 0 if recompute else tokens, dim)
     values, retrieved = (out, None) if recompute else kept
+    if native.supports(x):
+        gram = new_result(x, batch, wq.shape[1], wq.shape[1])
+        tensors = {"x": x, "wq": wq, "wk": wk, "wv": wv, "wo": wo, "mask": key_padding_mask, "out": out, "gram": gram}
+        native.run("hrr_forward", mask_superposition, weights=weights, values=values, retrieved=retrieved, **tensors)
+        return out, weights, gram, kept
     gram = steps.gram(x, wq.shape[1], key_padding_mask if mask_superposition else None)  # (B, C, C)
     *_, wr = steps.retrieval(gram, wq, wk, wv, num_heads)  # (B, E, C)
     steps.retrieve(x, wv, wr, weights, values, retrieved)
@@ -76,12 +82,19 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, wq, wk, wv and wo, given that of out."""
     recompute = kept.shape[2] == 0
-    mask = key_padding_mask if mask_superposition else None
     grad_x = new_result(x, *x.shape)
     values, retrieved = (grad_x, None) if recompute else kept  # grad_x is written later
-    grad_wo, delta = steps.project_gradient(grad_out, x, wv, wo, weights, values, known=not recompute)
-    keys_gram, unbinding, wr = steps.retrieval(gram, wq, wk, wv, weights.shape[1])
-    grad_wr, grad_wv = steps.retrieve_gradient(grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x)
-    *grads, grad_gram = steps.state_gradients(grad_wr, grad_wv, wq, wk, wv, gram, keys_gram, unbinding)
-    steps.add_gram_gradient(x, mask, grad_gram, grad_x)
-    return grad_x, *(grad[0] if len(grad) == 1 else grad.sum(0) for grad in (*grads, grad_wo))
+    if native.supports(x):
+        tensors = {"x": x, "wq": wq, "wk": wk, "wv": wv, "wo": wo, "mask": key_padding_mask, "weights": weights}
+        grads = [new_result(x, len(x), *weight.shape) for weight in (wq, wk, wv, wo)]
+        tensors |= zip(("grad_wq", "grad_wk", "grad_wv", "grad_wo"), grads, strict=True)
+        tensors |= {"grad_out": grad_out, "grad_x": grad_x, "gram": gram, "values": values, "retrieved": retrieved}
+        native.run("hrr_backward", mask_superposition, **tensors)
+    else:
+        grad_wo, delta = steps.project_gradient(grad_out, x, wv, wo, weights, values, known=not recompute)
+        keys_gram, unbinding, wr = steps.retrieval(gram, wq, wk, wv, weights.shape[1])
+        grad_wr, grad_wv = steps.retrieve_gradient(grad_out, x, wv, wr, wo, weights, delta, values, retrieved, grad_x)
+        *grads, grad_gram = steps.state_gradients(grad_wr, grad_wv, wq, wk, wv, gram, keys_gram, unbinding)
+        steps.add_gram_gradient(x, key_padding_mask if mask_superposition else None, grad_gram, grad_x)
+        grads.append(grad_wo)
+    return grad_x, *(grad[0] if len(grad) == 1 else grad.sum(0) for grad in grads)

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from attention.hrr import chunked, folded, native
+from attention.hrr import chunked, folded
 
 
 def _implementation(backend: str) -> ModuleType:
@@ -79,10 +79,6 @@ def _differentiate_attention(ctx, grad_out, grad_weights, _):
 attention.register_autograd(_differentiate_attention, setup_context=_save_attention)
 
 
-def _folded(x: Tensor) -> ModuleType:
-    return native if native.supports(x) else folded
-
-
 @torch.library.custom_op("hrr::layer", mutates_args=())
 def layer(
     x: Tensor,
@@ -96,7 +92,7 @@ def layer(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`folded.forward`; only its first result carries gradients."""
-    return _folded(x).forward(x, wq, wk, wv, wo, key_padding_mask, num_heads, mask_superposition, recompute)
+    return folded.forward(x, wq, wk, wv, wo, key_padding_mask, num_heads, mask_superposition, recompute)
 
 
 @layer.register_fake
@@ -125,8 +121,7 @@ def _layer_backward(
     mask_superposition: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, wq, wk, wv and wo."""
-    tensors = (grad_out, x, wq, wk, wv, wo, key_padding_mask, weights, gram, kept)
-    return _folded(x).backward(*tensors, mask_superposition)
+    return folded.backward(grad_out, x, wq, wk, wv, wo, key_padding_mask, weights, gram, kept, mask_superposition)
 
 
 @_layer_backward.register_fake
