@@ -31,14 +31,16 @@ class Worker:
     Args:
         name: its first argument; names it in messages.
         python: the interpreter.
-        environment: variables beside those of this process.
+        environment: variables beside those of this process, or None for such as it shall not have.
     """
 
-    def __init__(self, name: str, python: str, script: str, *arguments: object, **environment: str) -> None:
+    def __init__(self, name: str, python: str, script: str, *arguments: object, **environment: str | None) -> None:
         root = Path(__file__).parents[1]
         command = [python, root / "tools" / script, name, *map(str, arguments)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)} | environment, **pipes)
+        environment = os.environ | {"PYTHONPATH": str(root)} | environment
+        environment = {variable: value for variable, value in environment.items() if value is not None}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
         self.name = name
 
     def ask(self, *order: object) -> dict[str, float]:
