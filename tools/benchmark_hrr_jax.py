@@ -3,7 +3,7 @@
     python3 -m venv /tmp/jaxenv && /tmp/jaxenv/bin/pip install jax flax hrr
     python -m tools.benchmark_hrr_jax --jax-python /tmp/jaxenv/bin/python --json benchmarks/hrr_vs_jax_cpu.json
 
-Every layer (`tools.hrr_layers`) has a process of its own, on the same cores, and sleeps while another one works. A
+Every layer (`tools.hrr_layers`) has a process of its own, on the same cores, and is stopped while another one works. A
 round runs each of them once; a ratio is the median over rounds of a layer's time by ours in the same round, of wall
 time and of processor time. Before it is timed, every HRR layer must give the outputs and gradients of ours, from the
 same weights and tokens. `--growth` also measures, in fresh processes, how our layer's time and the growth of its peak

@@ -4,9 +4,9 @@
     python -m tools.benchmark_hrr_steps --jax-python /tmp/jaxenv/bin/python --json benchmarks/hrr_steps_cpu.json
 
 A step is forward pass, loss, backward pass and Adam, of the presets `single`, at full length, with dropout
-(`tools.hrr_networks`). Both networks have a process of their own, on the same cores, and sleep while the other works;
-a ratio is the median over rounds of JAX's time by ours in the same round. Before they are timed, loss and gradients
-must agree, from the same weights and tokens, without dropout.
+(`tools.hrr_networks`). Both networks have a process of their own, on the same cores, and are stopped while the other
+works; a ratio is the median over rounds of JAX's time by ours in the same round. Before they are timed, loss and
+gradients must agree, from the same weights and tokens, without dropout.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     git worktree add /tmp/before v1.0
     python -m tools.benchmark_versions --preset faces64 --against /tmp/before --environment GOMP_SPINCOUNT=0
 
-Every version has a process of its own, on the same cores, and sleeps while the others work (`tools.gan_steps`); a ratio
-is the median over rounds of its time by that of this checkout in the same round. All train the same run, and must have
-the same losses in its first step.
+Every version has a process of its own, on the same cores, and is stopped while the others work (`tools.gan_steps`); a
+ratio is the median over rounds of its time by that of this checkout in the same round. All train the same run: the
+numbers of its first step must agree.
 """
 
 from __future__ import annotations

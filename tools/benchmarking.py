@@ -7,13 +7,16 @@ peak resident size (VmHWM, reset through /proc/self/clear_refs; Linux only); on 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -27,6 +30,8 @@ from runtime.errors import RunError, UserError
 
 class Worker:
     """A script of this folder in a process of its own, which answers each line on its stdin with a line of JSON.
+
+    It is stopped (SIGSTOP) until it is asked: threads that wait by spinning take no core from other workers.
 
     Args:
         name: its first argument; names it in messages.
@@ -42,15 +47,20 @@ class Worker:
         environment = {variable: value for variable, value in environment.items() if value is not None}
         self.process = subprocess.Popen(command, env=environment, **pipes)
         self.name = name
+        weakref.finalize(self, self.process.kill)  # at the latest when this process ends: a stopped one sees no end
 
     def ask(self, *order: object) -> dict[str, float]:
         """Raises RunError where the process has ended."""
-        print(*order, file=self.process.stdin, flush=True)
+        self.process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            print(*order, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
             raise RunError(f"the process of {self.name!r} ended; its own message is above")
+        self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 
