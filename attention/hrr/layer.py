@@ -58,5 +58,6 @@ class HRRSelfAttention(MultiHeadAttention):
         if self.attention.backend != "auto" or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
         full_precision = x.dtype == self.output.weight.dtype and x.dtype in (torch.float32, torch.float64)
-        pays = NATIVE_FOLDING_PAYS if native.supports(x) else FOLDING_PAYS
-        return full_precision and x.shape[1] >= pays * x.shape[2]
+        tokens, dim = x.shape[1:]
+        pays = tokens >= FOLDING_PAYS * dim or tokens >= NATIVE_FOLDING_PAYS * dim and native.supports(x)
+        return full_precision and pays

@@ -211,8 +211,9 @@ static float *start_row(const Work *w, int which, i64 row, i64 channels) {
 
 /* Row i of sums to out, or added to it. */
 static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int add, float *out) {
-    for (i64 j = 0; j < columns; j++)
-        out[j] = (add ? out[j] : 0) + sums[j / PANEL * w->sums_panel + i * PANEL + j % PANEL];
+    sums += i * PANEL;
+    for (i64 j = 0; j < columns; j += PANEL, sums += w->sums_panel)
+        for (i64 k = 0; k < least(PANEL, columns - j); k++) out[j + k] = (add ? out[j + k] : 0) + sums[k];
 }
 
 /* The sums (rows, columns) of all batch rows to out, `out_row` floats apart, for those that are in the runs of several
@@ -298,11 +299,11 @@ static void sum_gram(const Layer *l, const Work *w) {
         put_own_row(w, 0, row, channels, channels, l->gram, size);
     }
     put_shared_rows(w, 0, channels, channels, l->gram, size);
-#pragma omp for
-    for (i64 row = 0; row < l->rows; row++) {
-        float *gram = l->gram + row * size;
-        for (i64 i = 0; i < channels; i++)
-            for (i64 j = 0; j < i; j++) gram[i * channels + j] = gram[j * channels + i];
+#pragma omp for schedule(static, BLOCK)
+    for (i64 k = 0; k < l->rows * channels; k++) { /* below the diagonal */
+        i64 i = k % channels;
+        float *gram = l->gram + k / channels * size;
+        for (i64 j = 0; j < i; j++) gram[i * channels + j] = gram[j * channels + i];
     }
 }
 

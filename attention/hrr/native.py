@@ -35,9 +35,8 @@ def run(kernel: str, mask_superposition: bool, **tensors: Tensor | None) -> None
     rows, tokens, dim = tensors["x"].shape
     channels, heads = tensors["wq"].shape[1], tensors["weights"].shape[1]
     threads = max(min(torch.get_num_threads(), rows * tokens * channels**2 // WORK_OF_THREAD), 1)
-    layer = _Layer(**{name: x.data_ptr() for name, x in tensors.items()})
-    for name, number in zip(NUMBERS, (rows, tokens, dim, channels, heads, mask_superposition, threads), strict=True):
-        setattr(layer, name, number)
+    numbers = zip(NUMBERS, (rows, tokens, dim, channels, heads, mask_superposition, threads), strict=True)
+    layer = _Layer(**{name: x.data_ptr() for name, x in tensors.items()}, **dict(numbers))
     kernels.hrr_scratch.restype = ctypes.c_int64
     scratch = torch.empty(kernels.hrr_scratch(ctypes.byref(layer)), dtype=torch.float32)
     layer.scratch = scratch.data_ptr()
