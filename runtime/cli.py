@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from runtime.errors import RunError, UserError, describe
 
 # How threads wait for each other; read when torch loads its OpenMP, so set before. Threads that only spin cost up to
-# ten times the time as soon as something else runs on the machine, and those that sleep at once a quarter more where
-# nothing does: an idle core takes long to wake. So they spin for some 80 µs first: a step of `biggan` takes 0.75 to
-# 0.82 of the time on two cores of its own, and 1.3 times it where another process works on one of them.
+# ten times the time as soon as something else runs on the machine, and those that sleep at once a fifth more where
+# nothing does: an idle core takes long to wake. So they spin for some 80 µs first: a step of `biggan` takes 0.84 to
+# 0.91 of the time on two cores of its own, and 1.3 times it where another process works on one of them.
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
