@@ -92,15 +92,23 @@ def _attend_backward(
         return tiled_rounds.attend_backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
 
 
+def _arranged(like: Tensor, dim: int, use_native: bool, reach: int | None) -> Tensor:
+    """An empty result as the operators return it: the kernels in C leave the tokens where those of `like` are."""
+    if use_native and reach is None:
+        return native.arranged(like, dim, like.new_empty)
+    return like.new_empty(*like.shape[:3], dim)
+
+
 @_attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *layout: object) -> tuple[Tensor, Tensor]:
+def _(q, k, v, q_index, k_index, key_mask, union, lag, reach, max_score_bytes, scale, use_native):
     lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=lse_dtype)
+    return _arranged(q, v.shape[3], use_native, reach), q.new_empty(q.shape[:3], dtype=lse_dtype)
 
 
 @_attend_backward.register_fake
-def _(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+def _(grad_out, grad_lse, q, k, v, *rest):
+    *_, reach, _, _, use_native = rest
+    return tuple(_arranged(x, x.shape[3], use_native, reach) for x in (q, k, v))
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -11,8 +11,7 @@
 
    Exponentials are to base 2; queries are scaled by log2(e) as they are packed.
 
-   Legend: G = B·H sequences; R rounds of S = G·L blocks; M queries and N keys a block. Rows of tokens: sequence times
-   its length, plus the token. */
+   Legend: G = B·H sequences; R rounds of S = G·L blocks; M queries and N keys a block. */
 
 #include "../native.h"
 
@@ -25,15 +24,20 @@
 #define TILE 24       /* queries of a tile there; a multiple of ROWS */
 #define HIDDEN -1e30f /* the score of a pair that does not count; finite, so that differences are numbers */
 
+/* Where the tokens of (B, H, N, ..) lie: floats from one to the next along B, H and N. */
+typedef struct {
+    i64 batch, head, token;
+} Strides;
+
 /* Field by field as _Problem in native.py. */
 typedef struct {
-    const float *q, *k, *v;         /* (G·Nq, D), (G·Nk, D), (G·Nk, Dv) */
+    const float *q, *k, *v;         /* (B, H, Nq, D), (B, H, Nk, D), (B, H, Nk, Dv), of any strides but the last, 1 */
     const i64 *q_index, *k_index;   /* (R·S, M), (R·S, N): tokens of the block's sequence */
     const uint8_t *key_mask;        /* (B, Nk), 1 = ignored; or NULL */
-    int32_t *q_blocks, *k_blocks;   /* (R, G·Nq), (R, G·Nk): where a pair counts once, the block of every token; or NULL */
-    float *out, *lse;               /* (G·Nq, Dv), (G·Nq) */
+    int32_t *q_blocks, *k_blocks;   /* (R, G·Nq), (R, G·Nk): where a pair counts once, every token's block; or NULL */
+    float *out, *lse;               /* (B, H, Nq, Dv), (G·Nq) */
     float *mass;                    /* (G·Nq): forward, sums of the weights */
-    const float *grad_out;          /* (G·Nq, Dv) */
+    const float *grad_out;          /* (B, H, Nq, Dv) */
     const float *grad_lse;          /* (G·Nq), or NULL */
     float *shift, *delta;           /* (G·Nq): backward, L to base 2, and δ */
     float *grad_q, *grad_k, *grad_v; /* grad_q once for each of the `key_parts`, to be summed */
@@ -43,42 +47,56 @@ typedef struct {
     i64 lag;                        /* query i sees the keys j <= i - lag; negative: all */
     i64 key_parts;                  /* runs of a block's keys that different threads take in the backward pass */
     i64 threads;
+    Strides q_strides, k_strides, v_strides, out_strides, grad_out_strides;
+    Strides grad_q_strides, grad_k_strides, grad_v_strides;
     float scale;
 } Problem;
+
+/* The tokens of a sequence. */
+typedef struct {
+    float *x;
+    i64 stride, dim;
+} Rows;
+
+static Rows rows_of(const Problem *p, const float *x, Strides s, i64 dim, i64 sequence) {
+    return (Rows){(float *)x + sequence / p->heads * s.batch + sequence % p->heads * s.head, s.token, dim};
+}
+
+INLINE float *row_at(Rows rows, i64 token) { return rows.x + token * rows.stride; }
 
 INLINE vec larger(vec a, vec b) {
     ivec first = a > b;
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
 
-/* Rows of x (.., dim), times a number, as a left factor. */
-static void gather_left(const float *x, const i64 *index, i64 count, i64 dim, float factor, float *out) {
-    i64 strip = ROWS * whole_steps(dim);
+/* Some rows, times a number, as a left factor. */
+static void gather_left(Rows rows, const i64 *index, i64 count, float factor, float *out) {
+    i64 strip = ROWS * whole_steps(rows.dim);
     for (i64 i = 0; i < count; i++)
-        pack_left(x + index[i] * dim, dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
+        pack_left(row_at(rows, index[i]), rows.dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
 }
 
-/* Rows of x (.., dim) as a right factor. */
-static void gather_right(const float *x, const i64 *index, i64 count, i64 dim, float *out) {
+/* Some rows as a right factor. */
+static void gather_right(Rows rows, const i64 *index, i64 count, float *out) {
     i64 steps = whole_steps(count);
     for (i64 i = 0; i < steps; i++)
-        pack_right(i < count ? x + index[i] * dim : NULL, dim, steps, PANEL, out + i * PANEL);
+        pack_right(i < count ? row_at(rows, index[i]) : NULL, rows.dim, steps, PANEL, out + i * PANEL);
 }
 
 /* The same rows as columns of a right factor. */
-static void gather_columns(const float *x, const i64 *index, i64 count, i64 dim, float *out) {
-    i64 steps = whole_steps(dim);
+static void gather_columns(Rows rows, const i64 *index, i64 count, float *out) {
+    i64 steps = whole_steps(rows.dim);
     for (i64 first = 0; first < count; first += PANEL, out += steps * PANEL)
         for (i64 j = 0; j < PANEL; j++) {
-            const float *row = first + j < count ? x + index[first + j] * dim : NULL;
-            for (i64 d = 0; d < steps; d++) out[d * PANEL + j] = row && d < dim ? row[d] : 0;
+            const float *row = first + j < count ? row_at(rows, index[first + j]) : NULL;
+            for (i64 d = 0; d < steps; d++) out[d * PANEL + j] = row && d < rows.dim ? row[d] : 0;
         }
 }
 
-/* For rows of x (.., dim) to be in the cache when their time comes. */
-static void prefetch_rows(const float *x, const i64 *index, i64 count, i64 dim) {
+/* For rows to be in the cache when their time comes. */
+static void prefetch_rows(Rows rows, const i64 *index, i64 count) {
     for (i64 i = 0; i < count; i++)
-        for (i64 d = 0; d < dim; d += 16) __builtin_prefetch(x + index[i] * dim + d);
+        for (i64 d = 0; d < rows.dim; d += 16) __builtin_prefetch(row_at(rows, index[i]) + d);
 }
 
 /* What is to be known of packed keys, to say which pairs count. */
@@ -155,42 +173,43 @@ INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, 
 static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index,
                             i64 count, float *scratch) {
     i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), stride = round_up(value_dim, PANEL);
-    i64 q_first = sequence * p->num_queries, k_first = sequence * p->num_keys, ruled = has_rules(p, round);
-    i64 span = span_of(dim, value_dim);
-    const float *queries = p->q + q_first * dim;
-    float *out = p->out + q_first * value_dim, *lse = p->lse + q_first, *mass = p->mass + q_first;
+    i64 first_row = sequence * p->num_queries, ruled = has_rules(p, round), span = span_of(dim, value_dim);
+    Rows queries = rows_of(p, p->q, p->q_strides, dim, sequence), keys = rows_of(p, p->k, p->k_strides, dim, sequence);
+    Rows values = rows_of(p, p->v, p->v_strides, value_dim, sequence);
+    Rows out = rows_of(p, p->out, p->out_strides, value_dim, sequence);
+    float *lse = p->lse + first_row, *mass = p->mass + first_row;
     Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
     float *k = take(&scratch, span * steps), *v = take(&scratch, span * stride), *q = take(&scratch, TILE * steps);
     float *scores = take(&scratch, TILE * SCORES), *weights = take(&scratch, TILE * KEYS);
     float *sums = take(&scratch, TILE * stride);
     for (i64 start = 0; start < p->block_keys; start += span) {
-        i64 keys = least(span, p->block_keys - start);
-        int first = round == 0 && start == 0, last = round + 1 == p->rounds && start + keys == p->block_keys;
-        prefetch_rows(p->k + k_first * dim, k_index + start, keys, dim);
-        prefetch_rows(queries, q_index, least(TILE, count), dim);
-        if (!first) prefetch_rows(out, q_index, least(TILE, count), value_dim);
-        for (i64 key = 0; key < keys; key += KEYS) {
+        i64 packed = least(span, p->block_keys - start);
+        int first = round == 0 && start == 0, last = round + 1 == p->rounds && start + packed == p->block_keys;
+        prefetch_rows(keys, k_index + start, packed);
+        prefetch_rows(queries, q_index, least(TILE, count));
+        if (!first) prefetch_rows(out, q_index, least(TILE, count));
+        for (i64 key = 0; key < packed; key += KEYS) {
             const i64 *index = k_index + start + key;
-            gather_columns(p->k + k_first * dim, index, least(KEYS, keys - key), dim, k + key * steps);
-            gather_right(p->v + k_first * value_dim, index, least(KEYS, keys - key), value_dim, v + key * stride);
+            gather_columns(keys, index, least(KEYS, packed - key), k + key * steps);
+            gather_right(values, index, least(KEYS, packed - key), v + key * stride);
         }
-        if (ruled) gather_rules(p, round, sequence, k_index + start, keys, &rules);
+        if (ruled) gather_rules(p, round, sequence, k_index + start, packed, &rules);
         for (i64 query = 0; query < count; query += TILE) {
             i64 rows = least(TILE, count - query), next = least(TILE, count - query - rows);
             const i64 *index = q_index + query;
-            prefetch_rows(queries, index + rows, next, dim);
-            if (!first) prefetch_rows(out, index + rows, next, value_dim);
-            gather_left(queries, index, rows, dim, p->scale * LOG2_E, q);
+            prefetch_rows(queries, index + rows, next);
+            if (!first) prefetch_rows(out, index + rows, next);
+            gather_left(queries, index, rows, p->scale * LOG2_E, q);
             for (i64 i = 0; i < rows; i++) {
                 if (first) {
                     lse[index[i]] = 2 * HIDDEN;
                     mass[index[i]] = 0;
                     memset(sums + i * stride, 0, 4 * stride);
                 } else
-                    memcpy(sums + i * stride, out + index[i] * value_dim, 4 * value_dim);
+                    memcpy(sums + i * stride, row_at(out, index[i]), 4 * value_dim);
             }
-            for (i64 key = 0; key < keys; key += KEYS) {
-                i64 chunk = least(KEYS, keys - key), strip = ROWS * whole_steps(chunk);
+            for (i64 key = 0; key < packed; key += KEYS) {
+                i64 chunk = least(KEYS, packed - key), strip = ROWS * whole_steps(chunk);
                 multiply(rows, chunk, steps, q, k + key * steps, scores, SCORES, PANEL, 0);
                 for (i64 i = 0; i < rows; i++) {
                     if (ruled) hide(p, &rules, sequence, index[i], key, chunk, scores + i * SCORES);
@@ -200,12 +219,12 @@ static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64
                 multiply(rows, value_dim, whole_steps(chunk), weights, v + key * stride, sums, stride, PANEL, 1);
             }
             for (i64 i = 0; i < rows; i++) {
-                float top = lse[index[i]], factor = 1;
+                float top = lse[index[i]], factor = 1, *row = row_at(out, index[i]);
                 if (last) {
                     factor = top < HIDDEN / 2 ? 0 : 1 / mass[index[i]];
                     lse[index[i]] = top < HIDDEN / 2 ? -INFINITY : LN_2 * (top + log2f(mass[index[i]]));
                 }
-                for (i64 d = 0; d < value_dim; d++) out[index[i] * value_dim + d] = factor * sums[i * stride + d];
+                for (i64 d = 0; d < value_dim; d++) row[d] = factor * sums[i * stride + d];
             }
         }
     }
@@ -244,24 +263,23 @@ void smyrf_forward(const Problem *p) {
     }
 }
 
-/* Adds to the places of the rows of x (count, stride), or writes there. */
-static void put_rows(const float *x, i64 count, i64 stride, i64 dim, const i64 *index, float factor, int add,
-                     float *out) {
+/* Adds x (count, stride), times a number, to some rows, or writes it there. */
+static void put_rows(const float *x, i64 count, i64 stride, const i64 *index, float factor, int add, Rows rows) {
     for (i64 i = 0; i < count; i++, x += stride) {
-        float *row = out + index[i] * dim;
+        float *row = row_at(rows, index[i]);
         if (add)
-            for (i64 d = 0; d < dim; d++) row[d] += factor * x[d];
+            for (i64 d = 0; d < rows.dim; d++) row[d] += factor * x[d];
         else
-            for (i64 d = 0; d < dim; d++) row[d] = factor * x[d];
+            for (i64 d = 0; d < rows.dim; d++) row[d] = factor * x[d];
     }
 }
 
-/* Up to KEYS keys of a block with all its queries, in one round; `grad_q` holds what earlier keys gave, unless first. */
+/* Up to KEYS keys of a block with all its queries, in one round; `grad_q` has what earlier keys gave, unless first. */
 static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index, i64 count,
-                          float *grad_q, int first, float *scratch) {
+                          Rows grad_q, int first, float *scratch) {
     i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), value_steps = whole_steps(value_dim);
     i64 stride = round_up(dim, PANEL), value_stride = round_up(value_dim, PANEL), ruled = has_rules(p, round);
-    i64 q_first = sequence * p->num_queries, k_first = sequence * p->num_keys;
+    i64 first_row = sequence * p->num_queries;
     Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
     float *k = take(&scratch, KEYS * stride), *k_columns = take(&scratch, KEYS * steps);
     float *v_columns = take(&scratch, KEYS * value_steps);
@@ -270,33 +288,34 @@ static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *
     float *grad_left = take(&scratch, QUERIES * value_steps), *grad_right = take(&scratch, QUERIES * value_stride);
     float *dq = take(&scratch, QUERIES * stride), *grad_scores_left = take(&scratch, QUERIES * KEYS);
     float *weights = take(&scratch, QUERIES * SCORES), *grad_scores = take(&scratch, QUERIES * SCORES);
-    const float *q = p->q + q_first * dim, *grad_out = p->grad_out + q_first * value_dim;
-    const float *keys = p->k + k_first * dim, *values = p->v + k_first * value_dim;
-    prefetch_rows(keys, k_index, count, dim);
-    prefetch_rows(values, k_index, count, value_dim);
-    prefetch_rows(q, q_index, least(QUERIES, p->block_queries), dim);
-    prefetch_rows(grad_out, q_index, least(QUERIES, p->block_queries), value_dim);
-    gather_right(keys, k_index, count, dim, k);
-    gather_columns(keys, k_index, count, dim, k_columns);
-    gather_columns(values, k_index, count, value_dim, v_columns);
+    Rows queries = rows_of(p, p->q, p->q_strides, dim, sequence), keys = rows_of(p, p->k, p->k_strides, dim, sequence);
+    Rows values = rows_of(p, p->v, p->v_strides, value_dim, sequence);
+    Rows grad_out = rows_of(p, p->grad_out, p->grad_out_strides, value_dim, sequence);
+    prefetch_rows(keys, k_index, count);
+    prefetch_rows(values, k_index, count);
+    prefetch_rows(queries, q_index, least(QUERIES, p->block_queries));
+    prefetch_rows(grad_out, q_index, least(QUERIES, p->block_queries));
+    gather_right(keys, k_index, count, k);
+    gather_columns(keys, k_index, count, k_columns);
+    gather_columns(values, k_index, count, v_columns);
     if (ruled) gather_rules(p, round, sequence, k_index, count, &rules);
     for (i64 query = 0; query < p->block_queries; query += QUERIES) {
         i64 rows = least(QUERIES, p->block_queries - query), whole_rows = whole_steps(rows);
         i64 next = least(QUERIES, p->block_queries - query - rows);
         const i64 *index = q_index + query;
-        prefetch_rows(q, index + rows, next, dim);
-        prefetch_rows(grad_out, index + rows, next, value_dim);
-        if (!first) prefetch_rows(grad_q + q_first * dim, index + rows, next, dim);
-        gather_left(q, index, rows, dim, p->scale * LOG2_E, q_left);
-        gather_right(q, index, rows, dim, q_right);
-        gather_left(grad_out, index, rows, value_dim, 1, grad_left);
-        gather_right(grad_out, index, rows, value_dim, grad_right);
+        prefetch_rows(queries, index + rows, next);
+        prefetch_rows(grad_out, index + rows, next);
+        if (!first) prefetch_rows(grad_q, index + rows, next);
+        gather_left(queries, index, rows, p->scale * LOG2_E, q_left);
+        gather_right(queries, index, rows, q_right);
+        gather_left(grad_out, index, rows, 1, grad_left);
+        gather_right(grad_out, index, rows, grad_right);
         multiply(rows, count, steps, q_left, k_columns, weights, SCORES, PANEL, 0);
         multiply(rows, count, value_steps, grad_left, v_columns, grad_scores, SCORES, PANEL, 0);
         for (i64 i = 0; i < rows; i++) {
             float *weight = weights + i * SCORES, *grad = grad_scores + i * SCORES;
             float *left = grad_scores_left + i / ROWS * ROWS * whole_steps(count) + i % ROWS * STEPS;
-            float shift = p->shift[q_first + index[i]], delta = p->delta[q_first + index[i]];
+            float shift = p->shift[first_row + index[i]], delta = p->delta[first_row + index[i]];
             if (ruled) hide(p, &rules, sequence, index[i], 0, count, weight);
             for (i64 j = count; j < round_up(count, LANES); j++) weight[j] = 2 * HIDDEN;
             for (i64 j = 0; j < count; j += LANES) {
@@ -312,10 +331,11 @@ static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *
         multiply_turned(count, dim, whole_rows, grad_scores, ROWS, SCORES, q_right, dk, stride, PANEL, query > 0);
         multiply_turned(count, value_dim, whole_rows, weights, ROWS, SCORES, grad_right, dv, value_stride, PANEL,
                         query > 0);
-        put_rows(dq, rows, stride, dim, index, p->scale, !first, grad_q + q_first * dim);
+        put_rows(dq, rows, stride, index, p->scale, !first, grad_q);
     }
-    put_rows(dk, count, stride, dim, k_index, p->scale, round > 0, p->grad_k + k_first * dim);
-    put_rows(dv, count, value_stride, value_dim, k_index, 1, round > 0, p->grad_v + k_first * value_dim);
+    put_rows(dk, count, stride, k_index, p->scale, round > 0, rows_of(p, p->grad_k, p->grad_k_strides, dim, sequence));
+    put_rows(dv, count, value_stride, k_index, 1, round > 0,
+             rows_of(p, p->grad_v, p->grad_v_strides, value_dim, sequence));
 }
 
 void smyrf_backward(const Problem *p) {
@@ -331,7 +351,9 @@ void smyrf_backward(const Problem *p) {
         }
 #pragma omp for
         for (i64 row = 0; row < rows; row++) {
-            const float *out = p->out + row * value_dim, *grad = p->grad_out + row * value_dim;
+            i64 sequence = row / p->num_queries, token = row % p->num_queries;
+            const float *out = row_at(rows_of(p, p->out, p->out_strides, value_dim, sequence), token);
+            const float *grad = row_at(rows_of(p, p->grad_out, p->grad_out_strides, value_dim, sequence), token);
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (i64 d = 0; d < value_dim; d++) sum += out[d] * grad[d];
@@ -342,9 +364,11 @@ void smyrf_backward(const Problem *p) {
 #pragma omp for schedule(dynamic)
             for (i64 item = 0; item < p->blocks * parts; item++) {
                 i64 block = item / parts, start = item % parts * part, b = round * p->blocks + block;
-                float *grad_q = p->grad_q + item % parts * rows * p->key_dim;
+                i64 sequence = block * sequences / p->blocks;
+                const float *of_part = p->grad_q + item % parts * rows * p->key_dim;
+                Rows grad_q = rows_of(p, of_part, p->grad_q_strides, p->key_dim, sequence);
                 for (i64 key = start; key < least(start + part, p->block_keys); key += KEYS)
-                    backward_keys(p, round, block * sequences / p->blocks, p->q_index + b * p->block_queries,
+                    backward_keys(p, round, sequence, p->q_index + b * p->block_queries,
                                   p->k_index + b * p->block_keys + key, least(KEYS, p->block_keys - key), grad_q,
                                   round == 0 && key == start, scratch);
             }

@@ -9,6 +9,8 @@ Legend: S blocks a round of M queries and N keys.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ NUMBERS = (
     *("batch", "heads", "num_queries", "num_keys", "key_dim", "value_dim"),
     *("rounds", "blocks", "block_queries", "block_keys", "lag", "key_parts", "threads"),
 )
+STRIDED = ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")
 
 
 class _Problem(ctypes.Structure):
@@ -34,6 +37,7 @@ class _Problem(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_int64) for name in NUMBERS),
+        *((f"{name}_strides", ctypes.c_int64 * 3) for name in STRIDED),
         ("scale", ctypes.c_float),
     ]
 
@@ -44,9 +48,12 @@ def supports(layout: Layout) -> bool:
 
 
 def attend_forward(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> tuple[Tensor, Tensor]:
-    """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq)."""
+    """q (B, H, Nq, D), k (B, H, Nk, D), v (B, H, Nk, Dv) -> out (B, H, Nq, Dv) in q's dtype and lse (B, H, Nq).
+
+    Tokens of out lie in memory as those of q do.
+    """
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    out = new_result(lse, *lse.shape, v.shape[3])
+    out = arranged(q, v.shape[3], partial(new_result, lse))
     _run("smyrf_forward", q, k, v, layout, scale, out=out, lse=lse, mass=torch.empty_like(lse))
     return out.to(q.dtype), lse
 
@@ -62,15 +69,26 @@ def attend_backward(
     layout: Layout,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; shapes as in `attend_forward`."""
+    """Gradients of q, k and v, in memory as these are; shapes as in `attend_forward`."""
     parts = _key_parts(layout)
-    grad_q, grad_k, grad_v = (new_result(lse, *shape) for shape in ((parts, *q.shape), k.shape, v.shape))
+    grads_q = arranged(q, q.shape[3], partial(new_result, lse), parts)
+    grad_q, others = grads_q[: len(q)], grads_q[len(q) :]
+    grad_k, grad_v = (arranged(x, x.shape[3], partial(new_result, lse)) for x in (k, v))
     results = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
     results |= {"shift": torch.empty_like(lse), "delta": torch.empty_like(lse)}
     given = {"grad_out": grad_out, "grad_lse": grad_lse, "out": out, "lse": lse}
     _run("smyrf_backward", q, k, v, layout, scale, key_parts=parts, **given, **results)
-    grads = grad_q[0] if parts == 1 else grad_q.sum(0), grad_k, grad_v
-    return tuple(grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+    if parts > 1:
+        grad_q += others.unflatten(0, (parts - 1, len(q))).sum(0)
+    return tuple(grad.to(x.dtype) for grad, x in zip((grad_q, grad_k, grad_v), (q, k, v), strict=True))
+
+
+def arranged(like: Tensor, dim: int, new: Callable[..., Tensor], copies: int = 1) -> Tensor:
+    """A new (copies·B, H, N, dim) for `like` (B, H, N, ..): its tokens are (.., N, H, dim) in memory if those are."""
+    batch, heads, tokens, _ = like.shape
+    if like.is_contiguous() or not like.transpose(1, 2).is_contiguous():
+        return new(copies * batch, heads, tokens, dim)
+    return new(copies * batch, tokens, heads, dim).transpose(1, 2)
 
 
 def _key_parts(layout: Layout) -> int:
@@ -97,9 +115,10 @@ def _run(
     if layout.union and rounds > 1:
         for name, x in (("q_blocks", q), ("k_blocks", k)):
             tensors[name] = torch.empty(rounds, *x.shape[:3], dtype=torch.int32)
-    tensors = {name: _readable(x) for name, x in tensors.items() if x is not None}
+    tensors = {name: _readable(name, x) for name, x in tensors.items() if x is not None}
     problem = _Problem(
         **{name: x.data_ptr() for name, x in tensors.items()},
+        **{f"{name}_strides": tensors[name].stride()[:3] for name in STRIDED if name in tensors},
         batch=batch,
         heads=heads,
         num_queries=q.shape[2],
@@ -118,6 +137,7 @@ def _run(
     getattr(kernels, kernel)(ctypes.byref(problem))
 
 
-def _readable(x: Tensor) -> Tensor:
-    """As the kernels read it: contiguous, in float32 what is half precision."""
-    return (x.float() if x.is_floating_point() else x).contiguous()
+def _readable(name: str, x: Tensor) -> Tensor:
+    """As the kernels read it: in float32 what is half precision, and contiguous, but for what they have strides of."""
+    x = x.float() if x.is_floating_point() else x
+    return x if name in STRIDED and x.stride(-1) == 1 else x.contiguous()

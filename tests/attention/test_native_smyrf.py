@@ -10,6 +10,7 @@ import torch
 from attention import clustered_attention
 from attention.native_support import FLAGS, load_kernels, native_obstacle
 from attention.smyrf import native
+from attention.smyrf.layout import cluster_blocks
 from tests.native import needs_native
 from tests.reference import clustered_oracle
 from tests.tolerance import assert_close
@@ -127,12 +128,45 @@ def test_what_is_no_number_is_not_hidden(place):
     assert out.isnan().any()
 
 
+ARRANGED = {
+    "columns": lambda x: x.mT.contiguous().mT,
+    "heads of a token": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second token": lambda x: torch.stack([x, x + 1], dim=3).flatten(2, 3)[:, :, ::2],
+    "part of a wider tensor": lambda x: torch.cat([x, x], dim=3)[..., : x.shape[3]],
+}
+
+
 @needs_native
-def test_other_strides():
-    leaves, orders, sizes = draw(CASES["one more and one less"])
-    strided = [x.detach().mT.contiguous().mT.requires_grad_() for x in leaves]
-    for a, b in zip(run(strided, orders, sizes), run(leaves, orders, sizes), strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("places", ["q", "kv", "qkv"])
+@pytest.mark.parametrize("arrange", ARRANGED.values(), ids=ARRANGED)
+def test_other_strides(arrange, places, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for name in ("one of each", "one more and one less", "whole chunks and tiles"):
+            leaves, orders, sizes = draw(CASES[name])
+            strided = [
+                (arrange(x.detach()) if place in places else x.detach()).requires_grad_()
+                for place, x in zip("qkv", leaves, strict=True)
+            ]
+            for a, b in zip(run(strided, orders, sizes), run(leaves, orders, sizes), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_lie_as_their_tensors_do(dtype):
+    """So that heads are split and joined without a copy; the fake operators say the same."""
+    leaves, orders, sizes = draw(CASES["whole chunks and tiles"])
+    leaves = [ARRANGED["heads of a token"](x.detach().to(dtype)).requires_grad_() for x in leaves]
+    for x in run(leaves, orders, sizes):
+        assert x.transpose(1, 2).is_contiguous()
+    q_index, k_index = (cluster_blocks(order, 3) for order in orders)
+    arguments = (*leaves, q_index, k_index, None, False, None, None, None, 0.3, True)
+    torch.library.opcheck(torch.ops.smyrf.attend.default, arguments)
 
 
 def test_refuses_what_it_cannot_do():
