@@ -15,14 +15,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 COMPILERS = ("gcc", "cc")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-fPIC", "-fopenmp")  # errno bars vector sqrtf
 BUILD_SECONDS = 120
+KEPT_BYTES = 1 << 25  # of scratch memory
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SOURCES = {name: Path(__file__).parent / name / "native.c" for name in ("hrr", "smyrf")}
 HEADER = Path(__file__).parent / "native.h"
@@ -69,6 +71,26 @@ def load_kernels(name: str, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     if isinstance(found, BuildError):
         raise found
     return found
+
+
+class _Scratch(threading.local):
+    memory = torch.empty(0, device="cpu")
+
+
+_scratch = _Scratch()
+
+
+def scratch_memory(size: int) -> Tensor:
+    """`size` floats for a kernel to work in, this thread's until its next call.
+
+    Up to KEPT_BYTES stay its own: the C library hands freed memory back to the system, which clears every page again.
+    """
+    if len(_scratch.memory) >= size:
+        return _scratch.memory
+    memory = torch.empty(size, dtype=torch.float32, device="cpu")
+    if memory.nbytes <= KEPT_BYTES:
+        _scratch.memory = memory
+    return memory
 
 
 def _built(source: Path, flags: tuple[str, ...]) -> Path:

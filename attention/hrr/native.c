@@ -396,7 +396,8 @@ static void retrieve(const Layer *l, const Work *w) {
         multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[1], w->row, 0);
         store(w->tiles[0], w->row, start, count, dim, r.values);
         if (r.retrieved) store(w->tiles[1], w->row, start, count, dim, r.retrieved);
-        for (i64 h = 0; h < l->heads; h++)
+        for (i64 h = 0; h < l->heads; h++) {
+            float weights[TILE] = {0}, v_squares[TILE], r_squares[TILE];
             for (i64 i = 0; i < count; i++) {
                 const float *v = w->tiles[0] + i * w->row + h * size, *retrieved = w->tiles[1] + i * w->row + h * size;
                 float product = 0, v_square = 0, r_square = 0;
@@ -406,9 +407,14 @@ static void retrieve(const Layer *l, const Work *w) {
                     v_square += v[d] * v[d];
                     r_square += retrieved[d] * retrieved[d];
                 }
-                float cosine = product * inverse_norm(v_square) * inverse_norm(r_square);
-                r.weights[h * l->tokens + start + i] = exp2_of_one(LOG2_E * cosine);
+                weights[i] = product, v_squares[i] = v_square, r_squares[i] = r_square;
             }
+#pragma omp simd
+            for (i64 i = 0; i < count; i++)
+                weights[i] = weights[i] * inverse_norm(v_squares[i]) * inverse_norm(r_squares[i]);
+            for (i64 i = 0; i < count; i += LANES) VEC(weights + i) = exp2_of(LOG2_E * VEC(weights + i));
+            memcpy(r.weights + h * l->tokens + start, weights, 4 * count);
+        }
     }
 }
 
@@ -641,9 +647,9 @@ static void add_gram_gradient(const Layer *l, const Work *w) {
         }
         packed = row;
         const float *x = as_left(w, tokens_at(&r, w, start, count, l->mask_superposition), channels);
-        for (i64 i = 0; i < count; i++) memcpy(w->tiles[0] + i * w->row, r.grad_x + (start + i) * dim, 4 * dim);
-        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[0], w->row, 1);
-        store(w->tiles[0], w->row, start, count, dim, r.grad_x);
+        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[0], w->row, 0);
+        for (i64 i = 0; i < count; i++)
+            for (i64 d = 0; d < dim; d++) r.grad_x[(start + i) * dim + d] += w->tiles[0][i * w->row + d];
     }
 }
 

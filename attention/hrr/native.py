@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from attention.native_support import load_kernels, native_obstacle
+from attention.native_support import load_kernels, native_obstacle, scratch_memory
 
 POINTERS = (
     *("x", "grad_out", "mask", "wq", "wk", "wv", "wo", "out", "grad_x", "weights", "gram", "values", "retrieved"),
@@ -38,6 +38,6 @@ def run(kernel: str, mask_superposition: bool, **tensors: Tensor | None) -> None
     numbers = zip(NUMBERS, (rows, tokens, dim, channels, heads, mask_superposition, threads), strict=True)
     layer = _Layer(**{name: x.data_ptr() for name, x in tensors.items()}, **dict(numbers))
     kernels.hrr_scratch.restype = ctypes.c_int64
-    scratch = torch.empty(kernels.hrr_scratch(ctypes.byref(layer)), dtype=torch.float32)
+    scratch = scratch_memory(kernels.hrr_scratch(ctypes.byref(layer)))
     layer.scratch = scratch.data_ptr()
     getattr(kernels, kernel)(ctypes.byref(layer))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attention.huge_pages import new_result
-from attention.native_support import load_kernels
+from attention.native_support import load_kernels, scratch_memory
 from attention.smyrf.layout import Layout
 
 CHUNK = 128  # keys that a kernel takes at a time: KEYS in native.c
@@ -111,10 +111,10 @@ def _run(
     kernels.smyrf_scratch.restype = ctypes.c_int64
     scratch = kernels.smyrf_scratch(*map(ctypes.c_int64, (q.shape[3], v.shape[3], rounds)))
     tensors |= {"q": q, "k": k, "v": v, "q_index": layout.q_index, "k_index": layout.k_index}
-    tensors |= {"key_mask": layout.key_mask, "scratch": torch.empty(threads * scratch, dtype=torch.float32)}
+    tensors |= {"key_mask": layout.key_mask, "scratch": scratch_memory(threads * scratch)}
     if layout.union and rounds > 1:
         for name, x in (("q_blocks", q), ("k_blocks", k)):
-            tensors[name] = torch.empty(rounds, *x.shape[:3], dtype=torch.int32)
+            tensors[name] = x.new_empty(rounds, *x.shape[:3], dtype=torch.int32)
     tensors = {name: _readable(name, x) for name, x in tensors.items() if x is not None}
     problem = _Problem(
         **{name: x.data_ptr() for name, x in tensors.items()},

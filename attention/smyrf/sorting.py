@@ -26,7 +26,7 @@ def _order_on_cpu(keys: Tensor) -> Tensor:
     """
     bits = (keys + 0.0).view(torch.int32)  # -0 becomes 0, to be equal to it
     bits ^= (bits >> 31) & 0x7FFFFFFF  # the bits of negative numbers but the sign grow as the numbers fall
-    packed = bits.long().bitwise_left_shift_(32).bitwise_or_(torch.arange(keys.shape[-1]))
+    packed = bits.long().bitwise_left_shift_(32).bitwise_or_(torch.arange(keys.shape[-1], device=keys.device))
     rows = packed.unsqueeze(0).flatten(0, -2)
     threads = max(min(torch.get_num_threads(), len(rows), rows.numel() // THREAD_KEYS), 1)
     try:
