@@ -30,12 +30,14 @@ from tools.benchmarking import Worker, describe_machine, growth_exponent, second
 from tools.hrr_layers import LAYERS, PASSES
 
 TOLERANCE = 1e-4  # of the largest entry: two orders of summation in float32
+KEEP_MEMORY = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 
 
 def start_worker(name: str, args: argparse.Namespace) -> Worker:
     """The process of one layer."""
-    python = args.jax_python if name == "jax" else sys.executable
-    return Worker(name, python, "hrr_layers.py", args.threads, args.dim, args.heads, JAX_PLATFORMS="cpu")
+    python = args.jax_python if name.startswith("jax") else sys.executable
+    environment = {"JAX_PLATFORMS": "cpu"} | ({"GLIBC_TUNABLES": KEEP_MEMORY} if name == "jax-kept" else {})
+    return Worker(name, python, "hrr_layers.py", args.threads, args.dim, args.heads, **environment)
 
 
 def jax_versions(python: str) -> dict[str, str]:
@@ -119,7 +121,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     summary, environment = __doc__.splitlines()[0], __doc__.splitlines()[2].strip()
     parser = CommandParser(prog="python -m tools.benchmark_hrr_jax", description=f"{summary} Needs: {environment}")
     parser.add_argument("--jax-python", default="/tmp/jaxenv/bin/python", help="a python with jax, flax and hrr")
-    parser.add_argument("--layers", default="jax,keeping,plain", help=f"to compare with ours, of {', '.join(LAYERS)}")
+    layers = f"to compare with ours, of {', '.join(LAYERS)}"
+    parser.add_argument("--layers", default="jax,jax-kept,keeping,plain", help=layers)
     parser.add_argument("--tokens", default="4096,16384", help="lengths to compare at")
     parser.add_argument("--growth", default="", help="lengths to measure ours at, such as 4096,65536,1048576")
     parser.add_argument("--passes", default="f,fb", help="f = forward, fb = forward and backward; both: f,fb")
@@ -149,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     names = ["ours", *(name for name in args.layers if name != "ours")]
     record = {"machine": describe_machine(args.threads), "layers": {name: LAYERS[name] for name in names}}
     record |= {name: getattr(args, name) for name in ("dim", "heads", "repeats")} | {"results": []}
-    if "jax" in names:
+    if {"jax", "jax-kept"} & set(names):
         record["machine"] |= jax_versions(args.jax_python)
     workers = {name: start_worker(name, args) for name in names}
     for tokens in args.tokens:

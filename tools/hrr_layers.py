@@ -20,6 +20,7 @@ LAYERS = {
     "keeping": "HRRSelfAttention(recompute=False)",
     "plain": "HRRSelfAttention(backend='plain'): one expression, differentiated by autograd",
     "jax": "the original's HRR layer: flax, the package hrr, jax.jit",
+    "jax-kept": "the same where the C library keeps freed memory, instead of having its pages cleared for every call",
     "dense": "MultiHeadAttention('dense'): torch's fused scaled_dot_product_attention",
 }
 PASSES = {"f": "forward", "fb": "forward + backward"}
@@ -123,7 +124,7 @@ def main(name: str, threads: int, dim: int, num_heads: int) -> None:
 
     rng = np.random.default_rng(0)
     weights = {n: rng.standard_normal((dim, dim), dtype="float32") / math.sqrt(dim) for n in PARAMETERS}
-    layer = JaxLayer(weights, num_heads) if name == "jax" else TorchLayer(name, weights, num_heads, threads)
+    layer = JaxLayer(weights, num_heads) if name.startswith("jax") else TorchLayer(name, weights, num_heads, threads)
     length, inputs = 0, []
     for line in sys.stdin:
         command, passes, tokens, *path = line.split()

@@ -7,6 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from attention.huge_pages import keep_freed_results
 from attention.native_support import load_kernels, native_obstacle, scratch_memory
 
 POINTERS = (
@@ -31,6 +32,7 @@ def supports(x: Tensor) -> bool:
 def run(kernel: str, mask_superposition: bool, **tensors: Tensor | None) -> None:
     """Calls a kernel on tensors of `Layer` in native.c. Results among them must be contiguous; the others become so."""
     kernels = load_kernels("hrr")
+    keep_freed_results()
     tensors = {name: x.contiguous() for name, x in tensors.items() if x is not None}
     rows, tokens, dim = tensors["x"].shape
     channels, heads = tensors["wq"].shape[1], tensors["weights"].shape[1]
