@@ -42,44 +42,31 @@ INLINE float *take(float **scratch, i64 size) {
     return found;
 }
 
-/* Floats from one row of a tile to the next: whole cache lines, an odd number of them, since rows at distances of powers
-   of two would share few places of the cache. */
+/* Floats from one row of a tile to the next: whole cache lines, an odd number of them, since rows at distances of
+   powers of two would share few places of the cache. */
 INLINE i64 row_of(i64 columns) { return ((columns + 15) / 16 | 1) * 16; }
 
-/* The factors of a product over `depth` steps, a multiple of STEPS, behind those that count zeros in both:
+/* The left factor of a product: rows that begin `row` floats apart, element (i, s) at i·row + s. Turned, its columns
+   are such rows: element (i, s) at s·row + i.
 
-   left:   strips of ROWS rows, (rows / ROWS, depth / STEPS, ROWS, STEPS);
-   turned: a left one by columns, element (i, s) at i + s·a_step, or packed in strips (rows / ROWS, depth, ROWS);
-   right:  panels of columns, (columns / PANEL, depth, PANEL). */
+   The right one: element (s, j) at s·row + j % PANEL of the panel of columns j / PANEL. Panels begin `panel` floats
+   apart: PANEL for rows of any matrix; a packed one has them behind each other, (columns / PANEL, depth, PANEL). */
+typedef struct {
+    const float *x;
+    i64 row;
+} Left;
 
-INLINE i64 whole_steps(i64 depth) { return round_up(depth, STEPS); }
+typedef struct {
+    const float *x;
+    i64 row, panel;
+} Right;
 
-/* A row of a left factor, times a number, to its place in the strip. */
-INLINE void pack_left(const float *row, i64 depth, float factor, float *strip) {
-    for (; depth >= STEPS; depth -= STEPS, row += STEPS, strip += ROWS * STEPS)
-        for (int s = 0; s < STEPS; s++) strip[s] = factor * row[s];
-    if (depth)
-        for (int s = 0; s < STEPS; s++) strip[s] = s < depth ? factor * row[s] : 0;
-}
+INLINE Left by_rows(const float *x, i64 row) { return (Left){x, row}; }
+INLINE Right of_rows(const float *x, i64 row) { return (Right){x, row, PANEL}; }
+INLINE Right packed(const float *x, i64 depth) { return (Right){x, PANEL, depth * PANEL}; }
 
-/* LANES numbers of such a row. */
-INLINE void put_left(vec x, float *strip) {
-    for (int s = 0; s < LANES; s += STEPS) memcpy(strip + s * ROWS, (float *)&x + s, 4 * STEPS);
-}
-
-/* A row of a right factor, or in strips of a turned one, to its place in the first panel or strip; NULL: zeros. */
-INLINE void pack_right(const float *row, i64 columns, i64 depth, const int width, float *panel) {
-    for (i64 j = 0; j < columns; j += width, panel += depth * width) {
-        i64 count = row ? least(width, columns - j) : 0;
-        if (count == width)
-            memcpy(panel, row + j, 4 * width);
-        else
-            for (int i = 0; i < width; i++) panel[i] = i < count ? row[j + i] : 0;
-    }
-}
-
-/* For the compiler to give every sum one register and every factor its own until the end of a step: left alone it reuses
-   that of a factor in its last product, and copies the sum. */
+/* For the compiler to give every sum one register and every factor its own until the end of a step: left alone it
+   reuses that of a factor in its last product, and copies the sum. */
 #define KEEP(factor) __asm__ volatile("" : : "X"(factor))
 #if LANES > WIDTH
 #define PIN(sum)
@@ -93,62 +80,70 @@ INLINE void pack_right(const float *row, i64 columns, i64 depth, const int width
 #define PIN(sum)
 #endif
 
+/* One more term of each sum. */
+INLINE void add_terms(const int vecs, const int turned, const float *a, const float *a3, i64 a_row, const float *b,
+                      vec sum[ROWS][2]) {
+    vec line[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; j++) line[j] = VEC(b + j * LANES);
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++) {
+        vec x = (turned ? a[i] : i < 3 ? a[i * a_row] : a3[(i - 3) * a_row]) - (vec){0};
+#pragma GCC unroll 2
+        for (int j = 0; j < vecs; j++) {
+            sum[i][j] += x * line[j];
+            PIN(sum[i][j]);
+        }
+        KEEP(x);
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < vecs; j++) KEEP(line[j]);
+}
+
 /* c (ROWS x vecs·LANES) = a b, or += */
-INLINE void multiply_panel(const int vecs, const int turned, i64 depth, const float *a, i64 a_step, const float *b,
-                           float *c, i64 c_row, int add) {
+INLINE void multiply_panel(const int vecs, const int turned, i64 depth, const float *a, const i64 a_row, const float *b,
+                           const i64 b_row, float *c, i64 c_row, int add) {
     vec sum[ROWS][2];
+    const i64 a_step = turned ? a_row : 1;
+    const float *a3 = a + 3 * a_row; /* three rows and three fit the processor's addresses */
 #pragma GCC unroll 6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) sum[i][j] = add ? VEC(c + i * c_row + j * LANES) : (vec){0};
-    for (const float *end = b + depth * PANEL; b < end; b += STEPS * PANEL, a += turned ? STEPS * a_step : ROWS * STEPS)
+    for (; depth >= STEPS; depth -= STEPS, a += STEPS * a_step, a3 += STEPS * a_step, b += STEPS * b_row)
 #pragma GCC unroll 4
-        for (int s = 0; s < STEPS; s++) {
-            vec line[2];
-#pragma GCC unroll 2
-            for (int j = 0; j < vecs; j++) line[j] = VEC(b + s * PANEL + j * LANES);
-#pragma GCC unroll 6
-            for (int i = 0; i < ROWS; i++) {
-                vec x = (turned ? a[s * a_step + i] : a[i * STEPS + s]) - (vec){0};
-#pragma GCC unroll 2
-                for (int j = 0; j < vecs; j++) {
-                    sum[i][j] += x * line[j];
-                    PIN(sum[i][j]);
-                }
-                KEEP(x);
-            }
-#pragma GCC unroll 2
-            for (int j = 0; j < vecs; j++) KEEP(line[j]);
-        }
+        for (int s = 0; s < STEPS; s++)
+            add_terms(vecs, turned, a + s * a_step, a3 + s * a_step, a_row, b + s * b_row, sum);
+    for (; depth > 0; depth--, a += a_step, a3 += a_step, b += b_row) add_terms(vecs, turned, a, a3, a_row, b, sum);
 #pragma GCC unroll 6
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) VEC(c + i * c_row + j * LANES) = sum[i][j];
 }
 
-/* c (rows x columns), in panels of columns, = a b, or +=, with `a_strip` floats from one strip of a to the next.
-   Computes up to the next multiple of ROWS and of LANES: c has room for it. */
-INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, const float *a, i64 a_strip, i64 a_step,
-                            const float *b, float *c, i64 c_row, i64 c_panel, int add) {
-    for (i64 j = 0; j < columns; j += PANEL, b += depth * PANEL, c += c_panel) {
-        const float *strip = a;
+/* c (rows x columns), in panels of columns, = a b, or +=. Computes up to the next multiple of ROWS and of LANES: there
+   is room for it in c, and something to read in a and b. */
+INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row,
+                            i64 c_panel, int add) {
+    for (i64 j = 0; j < columns; j += PANEL, b.x += b.panel, c += c_panel) {
+        const float *strip = a.x;
+        const i64 next = turned ? ROWS : ROWS * a.row;
         if (columns - j > LANES)
-            for (i64 i = 0; i < rows; i += ROWS, strip += a_strip)
-                multiply_panel(2, turned, depth, strip, a_step, b, c + i * c_row, c_row, add);
+            for (i64 i = 0; i < rows; i += ROWS, strip += next)
+                multiply_panel(2, turned, depth, strip, a.row, b.x, b.row, c + i * c_row, c_row, add);
         else
-            for (i64 i = 0; i < rows; i += ROWS, strip += a_strip)
-                multiply_panel(1, turned, depth, strip, a_step, b, c + i * c_row, c_row, add);
+            for (i64 i = 0; i < rows; i += ROWS, strip += next)
+                multiply_panel(1, turned, depth, strip, a.row, b.x, b.row, c + i * c_row, c_row, add);
     }
 }
 
-NOINLINE void multiply(i64 rows, i64 columns, i64 depth, const float *a, const float *b, float *c, i64 c_row,
-                       i64 c_panel, int add) {
-    multiply_strips(0, rows, columns, depth, a, ROWS * depth, 0, b, c, c_row, c_panel, add);
+NOINLINE void multiply(i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row, i64 c_panel, int add) {
+    multiply_strips(0, rows, columns, depth, a, b, c, c_row, c_panel, add);
 }
 
-NOINLINE void multiply_turned(i64 rows, i64 columns, i64 depth, const float *a, i64 a_strip, i64 a_step, const float *b,
-                            float *c, i64 c_row, i64 c_panel, int add) {
-    multiply_strips(1, rows, columns, depth, a, a_strip, a_step, b, c, c_row, c_panel, add);
+NOINLINE void multiply_turned(i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row, i64 c_panel,
+                              int add) {
+    multiply_strips(1, rows, columns, depth, a, b, c, c_row, c_panel, add);
 }
 
 /* 2^x to a unit in the last place, 0 below the normal numbers. */

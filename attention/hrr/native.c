@@ -10,7 +10,7 @@
 
 #include "../native.h"
 
-#define TILE 48  /* tokens; a multiple of ROWS and of STEPS */
+#define TILE 48  /* tokens; a multiple of ROWS */
 #define BLOCK 24 /* rows of a matrix, at most TILE */
 
 /* Field by field as _Layer in native.py; the forward pass takes no gradients. */
@@ -47,7 +47,6 @@ typedef struct {
     float *weights[2]; /* and this thread's */
     float *tokens;     /* (TILE, row) */
     float *tiles[4];   /* (TILE, row) */
-    float *left, *turned, *right; /* a tile as these factors */
     float *parts[2][2]; /* each of two sums over its tiles of its first batch row, and of another one: (C / PANEL, C,
                            PANEL), with as many rows as make whole ROWS */
     i64 row, sums_panel;
@@ -58,12 +57,10 @@ typedef struct {
 
 static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
 
-static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * whole_steps(channels), 16); }
+static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * channels, 16); }
 
 static i64 thread_size(i64 channels) {
-    i64 factors = whole_steps(channels) + round_up(channels, ROWS) + round_up(channels, PANEL);
-    i64 tiles = TILE * (5 * row_of(channels) + factors) + 8 * 16;
-    return tiles + 2 * weights_size(channels) + 4 * sums_size(channels);
+    return 5 * TILE * row_of(channels) + 16 + 2 * weights_size(channels) + 4 * sums_size(channels);
 }
 
 static i64 matrices_size(const Layer *l) {
@@ -89,9 +86,6 @@ static Work prepare(const Layer *l) {
     for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->channels));
     w.tokens = take(&scratch, TILE * w.row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
-    w.left = take(&scratch, TILE * whole_steps(l->channels));
-    w.turned = take(&scratch, TILE * round_up(l->channels, ROWS));
-    w.right = take(&scratch, TILE * round_up(l->channels, PANEL));
     return w;
 }
 
@@ -125,13 +119,10 @@ static Matrices matrices_at(const Layer *l, i64 row) {
 /* A panel of columns of a matrix b (depth, columns), with element (s, j) at b[s·b_step + j·b_column]. */
 static void pack_weights_panel(const float *b, i64 b_step, i64 b_column, i64 depth, i64 columns, i64 first,
                                float *out) {
-    i64 steps = whole_steps(depth), width = least(PANEL, columns - first);
-    out += first * steps;
+    i64 width = least(PANEL, columns - first);
+    out += first * depth;
     b += first * b_column;
-    if (width < PANEL)
-        memset(out, 0, 4 * PANEL * steps);
-    else
-        memset(out + depth * PANEL, 0, 4 * PANEL * (steps - depth));
+    if (width < PANEL) memset(out, 0, 4 * PANEL * depth);
     if (b_column == 1 && width == PANEL)
         for (i64 s = 0; s < depth; s++) memcpy(out + s * PANEL, b + s * b_step, 4 * PANEL);
     else
@@ -160,40 +151,20 @@ typedef struct {
 
 static Tile tile_of(const float *x, i64 row, i64 count) { return (Tile){x, row, count}; }
 
-/* A tile as a left factor. */
-static const float *as_left(const Work *w, Tile t, i64 columns) {
-    i64 steps = whole_steps(columns);
-    for (i64 i = 0; i < t.count; i++)
-        pack_left(t.x + i * t.row, columns, 1, w->left + i / ROWS * ROWS * steps + i % ROWS * STEPS);
-    return w->left;
+/* The same rows elsewhere, `out_row` floats apart. */
+static Tile copy_of(Tile t, i64 columns, i64 out_row, float *out) {
+    for (i64 i = 0; i < t.count; i++) memcpy(out + i * out_row, t.x + i * t.row, 4 * columns);
+    return tile_of(out, out_row, t.count);
 }
 
-/* The factors of aᵀ b for tiles a and b. */
-static const float *as_turned(const Work *w, Tile t, i64 columns) {
-    i64 steps = whole_steps(t.count);
-    for (i64 i = 0; i < steps; i++)
-        pack_right(i < t.count ? t.x + i * t.row : NULL, columns, steps, ROWS, w->turned + i * ROWS);
-    return w->turned;
+/* A tile (count, row) = a b for a left factor with something to read behind its rows, or += */
+static void multiply_tile(Tile a, i64 columns, i64 depth, const float *weights, float *tile, i64 row, int add) {
+    multiply(a.count, columns, depth, by_rows(a.x, a.row), packed(weights, depth), tile, row, PANEL, add);
 }
 
-static const float *as_right(const Work *w, Tile t, i64 columns) {
-    i64 steps = whole_steps(t.count);
-    for (i64 i = 0; i < steps; i++)
-        pack_right(i < t.count ? t.x + i * t.row : NULL, columns, steps, PANEL, w->right + i * PANEL);
-    return w->right;
-}
-
-/* A tile (count, row) = a b for a of `depth` columns, or += */
-static void multiply_tile(i64 count, i64 columns, i64 depth, const float *left, const float *weights, float *tile,
-                          i64 row, int add) {
-    multiply(count, columns, whole_steps(depth), left, weights, tile, row, PANEL, add);
-}
-
-/* sums (rows, columns) += aᵀ b over `count` tokens */
-static void add_product(const Work *w, i64 count, i64 rows, i64 columns, const float *turned, const float *right,
-                        float *sums) {
-    i64 steps = whole_steps(count);
-    multiply_turned(rows, columns, steps, turned, ROWS * steps, ROWS, right, sums, PANEL, w->sums_panel, 1);
+/* sums (rows, columns) += aᵀ b over the tokens of two tiles in scratch memory */
+static void add_product(const Work *w, i64 rows, i64 columns, Tile a, const float *b, float *sums) {
+    multiply_turned(rows, columns, a.count, by_rows(a.x, a.row), of_rows(b, w->row), sums, PANEL, w->sums_panel, 1);
 }
 
 /* The first tile of a thread's run, and behind the last one that of the next thread's. */
@@ -238,15 +209,19 @@ static void put_own_row(const Work *w, int which, i64 row, i64 rows, i64 columns
         put_sums(w, sums_of_row(w, which, w->thread, row), i, columns, 0, out + row * out_row + i * columns);
 }
 
-/* Tokens of x with all C channels; where the mask counts, zeros for ignored ones. */
-static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count, i64 mask_counts) {
+/* Tokens of x with all C channels, as a left factor; where the mask counts, zeros for ignored ones. As the factors of a
+   sum they must be a copy: rows at distances of powers of two share few places of the cache. */
+static Tile tokens_at(const Layer *l, const Work *w, i64 start, i64 count, i64 mask_counts, int copied) {
     const float *x = l->x + start * l->dim;
     const uint8_t *mask = mask_counts ? l->mask : NULL;
-    if (!mask && l->channels == l->dim) return tile_of(x, l->dim, count);
+    if (!mask && !copied && l->channels == l->dim && count % ROWS == 0) return tile_of(x, l->dim, count);
     for (i64 i = 0; i < count; i++, x += l->dim) {
         float *row = w->tokens + i * w->row;
         int counts = !mask || !mask[start + i];
-        for (i64 d = 0; d < l->dim; d++) row[d] = counts ? x[d] : 0;
+        if (counts)
+            memcpy(row, x, 4 * l->dim);
+        else
+            memset(row, 0, 4 * l->dim);
         if (l->channels > l->dim) row[l->dim] = counts;
     }
     return tile_of(w->tokens, w->row, count);
@@ -290,11 +265,10 @@ static void sum_gram(const Layer *l, const Work *w) {
         float *sums = start_row(w, 0, row, channels);
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
-            Tile x = tokens_at(&r, w, start, count, l->mask_superposition);
-            const float *turned = as_turned(w, x, channels), *right = as_right(w, x, channels);
+            Tile x = tokens_at(&r, w, start, count, l->mask_superposition, 1);
             for (i64 j = 0; j < channels; j += PANEL) /* the rows that reach the diagonal */
-                add_product(w, count, least(j + PANEL, channels), least(PANEL, channels - j), turned,
-                            right + j * whole_steps(count), sums + j / PANEL * w->sums_panel);
+                add_product(w, least(j + PANEL, channels), least(PANEL, channels - j), x, x.x + j,
+                            sums + j / PANEL * w->sums_panel);
         }
         put_own_row(w, 0, row, channels, channels, l->gram, size);
     }
@@ -326,7 +300,9 @@ static Block block_at(const Layer *l, i64 i) {
 /* c (count, columns) = a b, or +=, for rows of a (count, depth). */
 static void multiply_block(const Work *w, i64 count, i64 columns, i64 depth, const float *a, const float *right,
                            float *c, int add) {
-    multiply_tile(count, columns, depth, as_left(w, tile_of(a, depth, count), depth), right, w->tiles[0], w->row, 0);
+    Tile left = tile_of(a, depth, count);
+    if (count % ROWS) left = copy_of(left, depth, w->row, w->tokens);
+    multiply_tile(left, columns, depth, right, w->tiles[0], w->row, 0);
     for (i64 i = 0; i < count; i++, c += columns) {
         const float *row = w->tiles[0] + i * w->row;
         if (add)
@@ -391,9 +367,9 @@ static void retrieve(const Layer *l, const Work *w) {
         Layer r = at_row(l, row);
         if (row != packed) pack_weights(matrices_at(l, row).wr, 1, channels, channels, dim, w->weights[0]);
         packed = row;
-        const float *x = as_left(w, tokens_at(&r, w, start, count, 0), channels);
-        multiply_tile(count, dim, channels, x, w->shared[0], w->tiles[0], w->row, 0);
-        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[1], w->row, 0);
+        Tile x = tokens_at(&r, w, start, count, 0, 0);
+        multiply_tile(x, dim, channels, w->shared[0], w->tiles[0], w->row, 0);
+        multiply_tile(x, dim, channels, w->weights[0], w->tiles[1], w->row, 0);
         store(w->tiles[0], w->row, start, count, dim, r.values);
         if (r.retrieved) store(w->tiles[1], w->row, start, count, dim, r.retrieved);
         for (i64 h = 0; h < l->heads; h++) {
@@ -445,8 +421,7 @@ static void project(const Layer *l, const Work *w) {
     FOR_ALL_TILES {
         i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
         Layer r = at_row(l, row);
-        const float *weighed = as_left(w, weighed_at(&r, w, start, count), dim);
-        multiply_tile(count, dim, dim, weighed, w->shared[0], w->tiles[1], w->row, 0);
+        multiply_tile(weighed_at(&r, w, start, count), dim, dim, w->shared[0], w->tiles[1], w->row, 0);
         store(w->tiles[1], w->row, start, count, dim, r.out);
     }
 }
@@ -477,13 +452,12 @@ static void differentiate_projection(const Layer *l, const Work *w) {
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
             if (!kept) {
-                const float *x = as_left(w, tokens_at(&r, w, start, count, 0), channels);
-                multiply_tile(count, dim, channels, x, w->shared[0], w->tiles[1], w->row, 0);
+                Tile x = tokens_at(&r, w, start, count, 0, 0);
+                multiply_tile(x, dim, channels, w->shared[0], w->tiles[1], w->row, 0);
                 store(w->tiles[1], w->row, start, count, dim, r.values);
             }
-            Tile grad = tile_of(r.grad_out + start * dim, dim, count);
-            add_product(w, count, dim, dim, as_turned(w, grad, dim),
-                        as_right(w, weighed_at(&r, w, start, count), dim), sums);
+            Tile grad = copy_of(tile_of(r.grad_out + start * dim, dim, count), dim, w->row, w->tiles[2]);
+            add_product(w, dim, dim, grad, weighed_at(&r, w, start, count).x, sums);
         }
         put_own_row(w, 0, row, dim, dim, l->grad_wo, dim * dim);
     }
@@ -539,26 +513,25 @@ static void differentiate_retrieval(const Layer *l, const Work *w) {
         pack_weights(m.wr, channels, 1, dim, dim, w->weights[1]);
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
-            Tile x = tokens_at(&r, w, start, count, 0);
+            Tile x = tokens_at(&r, w, start, count, 0, 1);
             Tile v = tile_of(r.values + start * dim, dim, count);
             Tile retrieved = tile_of(r.retrieved ? r.retrieved + start * dim : w->tiles[2], dim, count);
             if (!r.retrieved) {
                 retrieved.row = w->row;
-                multiply_tile(count, dim, channels, as_left(w, x, channels), w->weights[0], w->tiles[2], w->row, 0);
+                multiply_tile(x, dim, channels, w->weights[0], w->tiles[2], w->row, 0);
             }
             Tile grad = tile_of(r.grad_out + start * dim, dim, count);
-            multiply_tile(count, dim, dim, as_left(w, grad, dim), w->shared[0], dv, w->row, 0);
+            if (count % ROWS) grad = copy_of(grad, dim, w->row, grad_x);
+            multiply_tile(grad, dim, dim, w->shared[0], dv, w->row, 0);
             for (i64 i = 0; i < count; i++)
                 for (i64 h = 0; h < l->heads; h++)
                     differentiate_cosine(r.weights[h * l->tokens + start + i], m.delta[h], size,
                                          v.x + i * dim + h * size, retrieved.x + i * retrieved.row + h * size,
                                          dv + i * w->row + h * size, dr + i * w->row + h * size);
-            const float *right = as_right(w, x, channels);
             for (int i = 0; i < 2; i++) {
                 Tile d = tile_of(grads[i], w->row, count);
-                add_product(w, count, dim, channels, as_turned(w, d, dim), right, sums[i]);
-                const float *weights = i ? w->shared[1] : w->weights[1];
-                multiply_tile(count, dim, dim, as_left(w, d, dim), weights, grad_x, w->row, i);
+                add_product(w, dim, channels, d, x.x, sums[i]);
+                multiply_tile(d, dim, dim, i ? w->shared[1] : w->weights[1], grad_x, w->row, i);
             }
             store(grad_x, w->row, start, count, dim, r.grad_x);
         }
@@ -625,8 +598,8 @@ static void differentiate_state(const Layer *l, const Work *w) {
         for (i64 e = 0; e < dim; e += TILE) {
             Tile keys = tile_of(l->wk + e * channels, channels, least(TILE, dim - e));
             Tile values = tile_of(m.bound_values + e * channels + first, channels, keys.count);
-            const float *turned = as_turned(w, keys, channels), *right = as_right(w, values, columns);
-            add_product(w, keys.count, channels, columns, turned, right, sums);
+            keys = copy_of(keys, channels, w->row, w->tokens), values = copy_of(values, columns, w->row, w->tiles[0]);
+            add_product(w, channels, columns, keys, values.x, sums);
         }
         for (i64 i = 0; i < channels; i++) put_sums(w, sums, i, columns, 0, m.grad_gram + i * channels + first);
     }
@@ -634,7 +607,7 @@ static void differentiate_state(const Layer *l, const Work *w) {
 
 /* grad_x += x (grad_gram + grad_gramᵀ), its first E columns */
 static void add_gram_gradient(const Layer *l, const Work *w) {
-    i64 dim = l->dim, channels = l->channels, packed = -1, size = round_up(dim, PANEL) * whole_steps(channels);
+    i64 dim = l->dim, channels = l->channels, packed = -1, size = round_up(dim, PANEL) * channels;
 #pragma omp for schedule(dynamic)
     FOR_ALL_TILES {
         i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
@@ -646,8 +619,8 @@ static void add_gram_gradient(const Layer *l, const Work *w) {
             for (i64 i = 0; i < size; i++) w->weights[0][i] += w->weights[1][i];
         }
         packed = row;
-        const float *x = as_left(w, tokens_at(&r, w, start, count, l->mask_superposition), channels);
-        multiply_tile(count, dim, channels, x, w->weights[0], w->tiles[0], w->row, 0);
+        Tile x = tokens_at(&r, w, start, count, l->mask_superposition, 0);
+        multiply_tile(x, dim, channels, w->weights[0], w->tiles[0], w->row, 0);
         for (i64 i = 0; i < count; i++)
             for (i64 d = 0; d < dim; d++) r.grad_x[(start + i) * dim + d] += w->tiles[0][i * w->row + d];
     }

@@ -1,6 +1,6 @@
 /* Clustered attention on a CPU, forward and backward, in float32: attention/smyrf/native.py calls it.
 
-   A cluster's keys and values are packed, a chunk of them at a time, into panels that stay in a core's cache, and every
+   A cluster's keys and values are gathered, a chunk of them at a time, where they stay in a core's cache, and every
    product is computed in registers. Nothing else of the size of the gathered tokens, or of the scores, ever exists.
 
    Forward, a query's sums are kept relative to its largest score so far, at its own place, and grow with every chunk of
@@ -9,18 +9,18 @@
    Every token is in one cluster a round, and rounds follow each other, so that no two threads write to one place and
    results do not depend on who comes first.
 
-   Exponentials are to base 2; queries are scaled by log2(e) as they are packed.
+   Exponentials are to base 2; queries are scaled by log2(e) as they are gathered.
 
    Legend: G = B·H sequences; R rounds of S = G·L blocks; M queries and N keys a block. */
 
 #include "../native.h"
 
-#define KEYS 128      /* of a chunk; a multiple of every PANEL and of STEPS */
+#define KEYS 128      /* of a chunk; a multiple of every PANEL */
 #define KEY_ROWS 132  /* the next multiple of ROWS */
 #define SCORES 144    /* floats from one query's scores to the next one's: `row_of` KEY_ROWS */
-#define QUERIES 48    /* of a tile in the backward pass; a multiple of ROWS and of STEPS */
-#define SPAN 512      /* keys that are packed at a time in the forward pass, or fewer; a multiple of KEYS */
-#define CACHED 65536  /* floats of packed keys and values that stay in a core's second cache */
+#define QUERIES 48    /* of a tile in the backward pass; a multiple of ROWS */
+#define SPAN 512      /* keys that are gathered at a time in the forward pass, or fewer; a multiple of KEYS */
+#define CACHED 65536  /* floats of gathered keys and values that stay in a core's second cache */
 #define TILE 24       /* queries of a tile there; a multiple of ROWS */
 #define HIDDEN -1e30f /* the score of a pair that does not count; finite, so that differences are numbers */
 
@@ -69,27 +69,20 @@ INLINE vec larger(vec a, vec b) {
     return (vec)((first & (ivec)a) | (~first & (ivec)b));
 }
 
-/* Some rows, times a number, as a left factor. */
-static void gather_left(Rows rows, const i64 *index, i64 count, float factor, float *out) {
-    i64 strip = ROWS * whole_steps(rows.dim);
-    for (i64 i = 0; i < count; i++)
-        pack_left(row_at(rows, index[i]), rows.dim, factor, out + i / ROWS * strip + i % ROWS * STEPS);
+/* Some rows, times a number. */
+static void gather_rows(Rows rows, const i64 *index, i64 count, float factor, float *out, i64 stride) {
+    for (i64 i = 0; i < count; i++, out += stride) {
+        const float *row = row_at(rows, index[i]);
+        for (i64 d = 0; d < rows.dim; d++) out[d] = factor * row[d];
+    }
 }
 
-/* Some rows as a right factor. */
-static void gather_right(Rows rows, const i64 *index, i64 count, float *out) {
-    i64 steps = whole_steps(count);
-    for (i64 i = 0; i < steps; i++)
-        pack_right(i < count ? row_at(rows, index[i]) : NULL, rows.dim, steps, PANEL, out + i * PANEL);
-}
-
-/* The same rows as columns of a right factor. */
+/* Some rows as the columns of a packed right factor, and zeros up to a whole panel. */
 static void gather_columns(Rows rows, const i64 *index, i64 count, float *out) {
-    i64 steps = whole_steps(rows.dim);
-    for (i64 first = 0; first < count; first += PANEL, out += steps * PANEL)
+    for (i64 first = 0; first < count; first += PANEL, out += rows.dim * PANEL)
         for (i64 j = 0; j < PANEL; j++) {
             const float *row = first + j < count ? row_at(rows, index[first + j]) : NULL;
-            for (i64 d = 0; d < steps; d++) out[d * PANEL + j] = row && d < rows.dim ? row[d] : 0;
+            for (i64 d = 0; d < rows.dim; d++) out[d * PANEL + j] = row ? row[d] : 0;
         }
 }
 
@@ -99,7 +92,7 @@ static void prefetch_rows(Rows rows, const i64 *index, i64 count) {
         for (i64 d = 0; d < rows.dim; d += 16) __builtin_prefetch(row_at(rows, index[i]) + d);
 }
 
-/* What is to be known of packed keys, to say which pairs count. */
+/* What is to be known of gathered keys, to say which pairs count. */
 typedef struct {
     i64 earlier;           /* rounds in which a pair may have met */
     float bias[SPAN];      /* HIDDEN for a masked key, else 0 */
@@ -121,7 +114,7 @@ static void gather_rules(const Problem *p, i64 round, i64 sequence, const i64 *i
     }
 }
 
-/* Hides the scores of one query with `count` keys, from the packed key `first` on, where the pair does not count. */
+/* Hides the scores of one query with `count` keys, from the gathered key `first` on, where the pair does not count. */
 static void hide(const Problem *p, const Rules *rules, i64 sequence, i64 token, i64 first, i64 count, float *scores) {
     int32_t last = p->lag >= 0 ? token - p->lag : INT32_MAX;
     i64 rows = p->batch * p->heads * p->num_queries, row = sequence * p->num_queries + token;
@@ -134,23 +127,23 @@ static void hide(const Problem *p, const Rules *rules, i64 sequence, i64 token, 
     }
 }
 
-/* Keys that are packed at a time in the forward pass. */
+/* Keys that are gathered at a time in the forward pass. */
 static i64 span_of(i64 key_dim, i64 value_dim) {
-    i64 chunks = CACHED / (KEYS * (whole_steps(key_dim) + round_up(value_dim, PANEL)));
+    i64 chunks = CACHED / (KEYS * (key_dim + row_of(value_dim)));
     return chunks < 1 ? KEYS : least(chunks * KEYS, SPAN);
 }
 
 /* Floats of scratch memory that a thread needs. */
 i64 smyrf_scratch(i64 key_dim, i64 value_dim, i64 rounds) {
-    i64 dims = round_up(key_dim, PANEL) + round_up(value_dim, PANEL);
-    i64 forward = span_of(key_dim, value_dim) * dims + TILE * (dims + SCORES + KEYS);
-    i64 backward = KEY_ROWS * 3 * dims + QUERIES * (3 * dims + 2 * SCORES + KEYS);
+    i64 dims = row_of(key_dim) + row_of(value_dim);
+    i64 forward = span_of(key_dim, value_dim) * dims + TILE * (dims + SCORES);
+    i64 backward = KEY_ROWS * 3 * dims + QUERIES * 2 * (dims + SCORES);
     return SPAN * rounds + (forward > backward ? forward : backward) + 16 * 32;
 }
 
-/* One query's scores with `count` keys to weights relative to the largest score so far, as a row of a left factor; what
-   its sums count before is brought to the new one. */
-INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, i64 value_dim, float *left) {
+/* One query's scores with `count` keys become weights relative to the largest score so far; what its sums count before
+   is brought to the new one. */
+INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, i64 value_dim) {
     for (i64 j = count; j < round_up(count, LANES); j++) score[j] = 2 * HIDDEN;
     vec tops = VEC(score), masses = {0};
     for (i64 j = LANES; j < count; j += LANES) tops = larger(VEC(score + j), tops);
@@ -164,7 +157,7 @@ INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, 
     for (i64 j = 0; j < count; j += LANES) {
         vec weight = exp2_of(VEC(score + j) - *top);
         masses += weight;
-        put_left(weight, left + j * ROWS);
+        VEC(score + j) = weight;
     }
     for (int lane = 0; lane < LANES; lane++) *mass += masses[lane];
 }
@@ -172,34 +165,31 @@ INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, 
 /* `count` queries of a block with all its keys, in one round. */
 static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index,
                             i64 count, float *scratch) {
-    i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), stride = round_up(value_dim, PANEL);
+    i64 dim = p->key_dim, value_dim = p->value_dim, q_stride = row_of(dim), stride = row_of(value_dim);
     i64 first_row = sequence * p->num_queries, ruled = has_rules(p, round), span = span_of(dim, value_dim);
     Rows queries = rows_of(p, p->q, p->q_strides, dim, sequence), keys = rows_of(p, p->k, p->k_strides, dim, sequence);
     Rows values = rows_of(p, p->v, p->v_strides, value_dim, sequence);
     Rows out = rows_of(p, p->out, p->out_strides, value_dim, sequence);
     float *lse = p->lse + first_row, *mass = p->mass + first_row;
     Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
-    float *k = take(&scratch, span * steps), *v = take(&scratch, span * stride), *q = take(&scratch, TILE * steps);
-    float *scores = take(&scratch, TILE * SCORES), *weights = take(&scratch, TILE * KEYS);
-    float *sums = take(&scratch, TILE * stride);
+    float *k = take(&scratch, span * dim), *v = take(&scratch, span * stride), *q = take(&scratch, TILE * q_stride);
+    float *scores = take(&scratch, TILE * SCORES), *sums = take(&scratch, TILE * stride);
     for (i64 start = 0; start < p->block_keys; start += span) {
-        i64 packed = least(span, p->block_keys - start);
-        int first = round == 0 && start == 0, last = round + 1 == p->rounds && start + packed == p->block_keys;
-        prefetch_rows(keys, k_index + start, packed);
+        i64 gathered = least(span, p->block_keys - start);
+        int first = round == 0 && start == 0, last = round + 1 == p->rounds && start + gathered == p->block_keys;
+        prefetch_rows(keys, k_index + start, gathered);
         prefetch_rows(queries, q_index, least(TILE, count));
         if (!first) prefetch_rows(out, q_index, least(TILE, count));
-        for (i64 key = 0; key < packed; key += KEYS) {
-            const i64 *index = k_index + start + key;
-            gather_columns(keys, index, least(KEYS, packed - key), k + key * steps);
-            gather_right(values, index, least(KEYS, packed - key), v + key * stride);
-        }
-        if (ruled) gather_rules(p, round, sequence, k_index + start, packed, &rules);
+        for (i64 key = 0; key < gathered; key += KEYS)
+            gather_columns(keys, k_index + start + key, least(KEYS, gathered - key), k + key * dim);
+        gather_rows(values, k_index + start, gathered, 1, v, stride);
+        if (ruled) gather_rules(p, round, sequence, k_index + start, gathered, &rules);
         for (i64 query = 0; query < count; query += TILE) {
             i64 rows = least(TILE, count - query), next = least(TILE, count - query - rows);
             const i64 *index = q_index + query;
             prefetch_rows(queries, index + rows, next);
             if (!first) prefetch_rows(out, index + rows, next);
-            gather_left(queries, index, rows, p->scale * LOG2_E, q);
+            gather_rows(queries, index, rows, p->scale * LOG2_E, q, q_stride);
             for (i64 i = 0; i < rows; i++) {
                 if (first) {
                     lse[index[i]] = 2 * HIDDEN;
@@ -208,15 +198,15 @@ static void forward_queries(const Problem *p, i64 round, i64 sequence, const i64
                 } else
                     memcpy(sums + i * stride, row_at(out, index[i]), 4 * value_dim);
             }
-            for (i64 key = 0; key < packed; key += KEYS) {
-                i64 chunk = least(KEYS, packed - key), strip = ROWS * whole_steps(chunk);
-                multiply(rows, chunk, steps, q, k + key * steps, scores, SCORES, PANEL, 0);
+            for (i64 key = 0; key < gathered; key += KEYS) {
+                i64 chunk = least(KEYS, gathered - key);
+                multiply(rows, chunk, dim, by_rows(q, q_stride), packed(k + key * dim, dim), scores, SCORES, PANEL, 0);
                 for (i64 i = 0; i < rows; i++) {
                     if (ruled) hide(p, &rules, sequence, index[i], key, chunk, scores + i * SCORES);
-                    weigh(scores + i * SCORES, chunk, lse + index[i], mass + index[i], sums + i * stride, value_dim,
-                          weights + i / ROWS * strip + i % ROWS * STEPS);
+                    weigh(scores + i * SCORES, chunk, lse + index[i], mass + index[i], sums + i * stride, value_dim);
                 }
-                multiply(rows, value_dim, whole_steps(chunk), weights, v + key * stride, sums, stride, PANEL, 1);
+                multiply(rows, value_dim, chunk, by_rows(scores, SCORES), of_rows(v + key * stride, stride), sums,
+                         stride, PANEL, 1);
             }
             for (i64 i = 0; i < rows; i++) {
                 float top = lse[index[i]], factor = 1, *row = row_at(out, index[i]);
@@ -277,16 +267,14 @@ static void put_rows(const float *x, i64 count, i64 stride, const i64 *index, fl
 /* Up to KEYS keys of a block with all its queries, in one round; `grad_q` has what earlier keys gave, unless first. */
 static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *q_index, const i64 *k_index, i64 count,
                           Rows grad_q, int first, float *scratch) {
-    i64 dim = p->key_dim, value_dim = p->value_dim, steps = whole_steps(dim), value_steps = whole_steps(value_dim);
-    i64 stride = round_up(dim, PANEL), value_stride = round_up(value_dim, PANEL), ruled = has_rules(p, round);
-    i64 first_row = sequence * p->num_queries;
+    i64 dim = p->key_dim, value_dim = p->value_dim, stride = row_of(dim), value_stride = row_of(value_dim);
+    i64 first_row = sequence * p->num_queries, ruled = has_rules(p, round);
     Rules rules = {.blocks = (int32_t *)take(&scratch, p->rounds * SPAN)};
-    float *k = take(&scratch, KEYS * stride), *k_columns = take(&scratch, KEYS * steps);
-    float *v_columns = take(&scratch, KEYS * value_steps);
+    float *k = take(&scratch, KEYS * stride), *k_columns = take(&scratch, KEYS * dim);
+    float *v_columns = take(&scratch, KEYS * value_dim);
     float *dk = take(&scratch, KEY_ROWS * stride), *dv = take(&scratch, KEY_ROWS * value_stride);
-    float *q_left = take(&scratch, QUERIES * steps), *q_right = take(&scratch, QUERIES * stride);
-    float *grad_left = take(&scratch, QUERIES * value_steps), *grad_right = take(&scratch, QUERIES * value_stride);
-    float *dq = take(&scratch, QUERIES * stride), *grad_scores_left = take(&scratch, QUERIES * KEYS);
+    float *q = take(&scratch, QUERIES * stride), *grad = take(&scratch, QUERIES * value_stride);
+    float *dq = take(&scratch, QUERIES * stride);
     float *weights = take(&scratch, QUERIES * SCORES), *grad_scores = take(&scratch, QUERIES * SCORES);
     Rows queries = rows_of(p, p->q, p->q_strides, dim, sequence), keys = rows_of(p, p->k, p->k_strides, dim, sequence);
     Rows values = rows_of(p, p->v, p->v_strides, value_dim, sequence);
@@ -295,45 +283,39 @@ static void backward_keys(const Problem *p, i64 round, i64 sequence, const i64 *
     prefetch_rows(values, k_index, count);
     prefetch_rows(queries, q_index, least(QUERIES, p->block_queries));
     prefetch_rows(grad_out, q_index, least(QUERIES, p->block_queries));
-    gather_right(keys, k_index, count, k);
+    gather_rows(keys, k_index, count, 1, k, stride);
     gather_columns(keys, k_index, count, k_columns);
     gather_columns(values, k_index, count, v_columns);
     if (ruled) gather_rules(p, round, sequence, k_index, count, &rules);
     for (i64 query = 0; query < p->block_queries; query += QUERIES) {
-        i64 rows = least(QUERIES, p->block_queries - query), whole_rows = whole_steps(rows);
-        i64 next = least(QUERIES, p->block_queries - query - rows);
+        i64 rows = least(QUERIES, p->block_queries - query), next = least(QUERIES, p->block_queries - query - rows);
         const i64 *index = q_index + query;
         prefetch_rows(queries, index + rows, next);
         prefetch_rows(grad_out, index + rows, next);
         if (!first) prefetch_rows(grad_q, index + rows, next);
-        gather_left(queries, index, rows, p->scale * LOG2_E, q_left);
-        gather_right(queries, index, rows, q_right);
-        gather_left(grad_out, index, rows, 1, grad_left);
-        gather_right(grad_out, index, rows, grad_right);
-        multiply(rows, count, steps, q_left, k_columns, weights, SCORES, PANEL, 0);
-        multiply(rows, count, value_steps, grad_left, v_columns, grad_scores, SCORES, PANEL, 0);
+        gather_rows(queries, index, rows, p->scale * LOG2_E, q, stride);
+        gather_rows(grad_out, index, rows, 1, grad, value_stride);
+        multiply(rows, count, dim, by_rows(q, stride), packed(k_columns, dim), weights, SCORES, PANEL, 0);
+        multiply(rows, count, value_dim, by_rows(grad, value_stride), packed(v_columns, value_dim), grad_scores, SCORES,
+                 PANEL, 0);
         for (i64 i = 0; i < rows; i++) {
-            float *weight = weights + i * SCORES, *grad = grad_scores + i * SCORES;
-            float *left = grad_scores_left + i / ROWS * ROWS * whole_steps(count) + i % ROWS * STEPS;
+            float *weight = weights + i * SCORES, *grad_score = grad_scores + i * SCORES;
             float shift = p->shift[first_row + index[i]], delta = p->delta[first_row + index[i]];
             if (ruled) hide(p, &rules, sequence, index[i], 0, count, weight);
             for (i64 j = count; j < round_up(count, LANES); j++) weight[j] = 2 * HIDDEN;
             for (i64 j = 0; j < count; j += LANES) {
-                vec w = exp2_of(VEC(weight + j) - shift), grad_score = w * (VEC(grad + j) - delta);
-                VEC(weight + j) = w;
-                VEC(grad + j) = grad_score;
-                put_left(grad_score, left + j * ROWS);
+                VEC(weight + j) = exp2_of(VEC(weight + j) - shift);
+                VEC(grad_score + j) = VEC(weight + j) * (VEC(grad_score + j) - delta);
             }
         }
-        memset(weights + rows * SCORES, 0, 4 * (whole_rows - rows) * SCORES);
-        memset(grad_scores + rows * SCORES, 0, 4 * (whole_rows - rows) * SCORES);
-        multiply(rows, dim, whole_steps(count), grad_scores_left, k, dq, stride, PANEL, 0);
-        multiply_turned(count, dim, whole_rows, grad_scores, ROWS, SCORES, q_right, dk, stride, PANEL, query > 0);
-        multiply_turned(count, value_dim, whole_rows, weights, ROWS, SCORES, grad_right, dv, value_stride, PANEL,
-                        query > 0);
+        Left scores = by_rows(grad_scores, SCORES);
+        multiply(rows, dim, count, scores, of_rows(k, stride), dq, stride, PANEL, 0);
+        multiply_turned(count, dim, rows, scores, of_rows(q, stride), dk, stride, PANEL, query > 0);
+        multiply_turned(count, value_dim, rows, by_rows(weights, SCORES), of_rows(grad, value_stride), dv, value_stride,
+                        PANEL, query > 0);
         put_rows(dq, rows, stride, index, p->scale, !first, grad_q);
     }
-    put_rows(dk, count, stride, k_index, p->scale, round > 0, rows_of(p, p->grad_k, p->grad_k_strides, dim, sequence));
+    put_rows(dk, count, stride, k_index, LN_2, round > 0, rows_of(p, p->grad_k, p->grad_k_strides, dim, sequence));
     put_rows(dv, count, value_stride, k_index, 1, round > 0,
              rows_of(p, p->grad_v, p->grad_v_strides, value_dim, sequence));
 }
