@@ -132,9 +132,13 @@ def _(grad_out, x, wq, wk, wv, wo, *_):
 def _save_layer(ctx, inputs, output) -> None:
     *tensors, _, ctx.mask_superposition, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # they would be zeros of the size of what is kept
 
 
 def _differentiate_layer(ctx, grad_out, *_):
+    if grad_out is None:
+        return (None,) * 9
     return *_layer_backward(grad_out, *ctx.saved_tensors, ctx.mask_superposition), *[None] * 4
 
 
