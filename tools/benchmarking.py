@@ -154,7 +154,8 @@ def describe_machine(threads: int) -> dict[str, Any]:
 def machine_title(record: Mapping[str, Any]) -> str:
     """Hardware, number format and date of a record with `machine` and `settings`, for a plot."""
     machine, settings = record["machine"], record["settings"]
-    hardware = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    hardware = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, {threads}"
     return f"{hardware}, {settings['dtype']}, {machine['date']}"
 
 
