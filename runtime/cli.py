@@ -58,7 +58,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str):
-        raise UserError(f"{message}. See '{self.prog} --help'.")
+        end = "" if message.endswith("?") else "."
+        raise UserError(f"{message}{end} See '{self.prog} --help'.")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)

@@ -39,7 +39,7 @@ def test_success_and_parser_errors(capsys):
     parser = CommandParser(prog="tool")
     parser.add_argument("--number", type=int)
     assert run_command(lambda argv: parser.parse_args(argv) and None, ["--numbr", "3"]) == 2
-    assert "did you mean --number?" in capsys.readouterr().err
+    assert "did you mean --number? See 'tool --help'" in capsys.readouterr().err
     assert run_command(lambda argv: parser.parse_args(argv) and None, ["--number", "x"]) == 2
     assert "tool --help" in capsys.readouterr().err
 
