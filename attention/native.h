@@ -125,9 +125,9 @@ INLINE void multiply_panel(const int vecs, const int turned, i64 depth, const fl
    is room for it in c, and something to read in a and b. */
 INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row,
                             i64 c_panel, int add) {
+    const i64 next = turned ? ROWS : ROWS * a.row;
     for (i64 j = 0; j < columns; j += PANEL, b.x += b.panel, c += c_panel) {
         const float *strip = a.x;
-        const i64 next = turned ? ROWS : ROWS * a.row;
         if (columns - j > LANES)
             for (i64 i = 0; i < rows; i += ROWS, strip += next)
                 multiply_panel(2, turned, depth, strip, a.row, b.x, b.row, c + i * c_row, c_row, add);

@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     names = ["ours", *(name for name in args.layers if name != "ours")]
     record = {"machine": describe_machine(args.threads), "layers": {name: LAYERS[name] for name in names}}
     record |= {name: getattr(args, name) for name in ("dim", "heads", "repeats")} | {"results": []}
-    if {"jax", "jax-kept"} & set(names):
+    if any(name.startswith("jax") for name in names):
         record["machine"] |= jax_versions(args.jax_python)
     workers = {name: start_worker(name, args) for name in names}
     for tokens in args.tokens:

@@ -157,7 +157,12 @@ static Tile copy_of(Tile t, i64 columns, i64 out_row, float *out) {
     return tile_of(out, out_row, t.count);
 }
 
-/* A tile (count, row) = a b for a left factor with something to read behind its rows, or += */
+/* A tile as a left factor, whose strips are read whole: one that ends within a strip moves to `room`, a tile's. */
+static Tile as_left(const Work *w, Tile t, i64 columns, float *room) {
+    return t.count % ROWS ? copy_of(t, columns, w->row, room) : t;
+}
+
+/* A tile (count, row) = a b for a left factor a, or += */
 static void multiply_tile(Tile a, i64 columns, i64 depth, const float *weights, float *tile, i64 row, int add) {
     multiply(a.count, columns, depth, by_rows(a.x, a.row), packed(weights, depth), tile, row, PANEL, add);
 }
@@ -300,8 +305,7 @@ static Block block_at(const Layer *l, i64 i) {
 /* c (count, columns) = a b, or +=, for rows of a (count, depth). */
 static void multiply_block(const Work *w, i64 count, i64 columns, i64 depth, const float *a, const float *right,
                            float *c, int add) {
-    Tile left = tile_of(a, depth, count);
-    if (count % ROWS) left = copy_of(left, depth, w->row, w->tokens);
+    Tile left = as_left(w, tile_of(a, depth, count), depth, w->tokens);
     multiply_tile(left, columns, depth, right, w->tiles[0], w->row, 0);
     for (i64 i = 0; i < count; i++, c += columns) {
         const float *row = w->tiles[0] + i * w->row;
@@ -520,8 +524,7 @@ static void differentiate_retrieval(const Layer *l, const Work *w) {
                 retrieved.row = w->row;
                 multiply_tile(x, dim, channels, w->weights[0], w->tiles[2], w->row, 0);
             }
-            Tile grad = tile_of(r.grad_out + start * dim, dim, count);
-            if (count % ROWS) grad = copy_of(grad, dim, w->row, grad_x);
+            Tile grad = as_left(w, tile_of(r.grad_out + start * dim, dim, count), dim, grad_x);
             multiply_tile(grad, dim, dim, w->shared[0], dv, w->row, 0);
             for (i64 i = 0; i < count; i++)
                 for (i64 h = 0; h < l->heads; h++)
