@@ -18,6 +18,7 @@
 
 #define PANEL (2 * LANES) /* columns of a product computed at once */
 #define ROWS 6            /* and rows: 12 sums, 2 factors and 1 more fill 16 registers */
+#define CACHE_LINE 16     /* floats */
 #define STEPS 4           /* and terms of their sums before the loop turns */
 #define LOG2_E 1.44269504088896341f
 #define LN_2 0.69314718055994531f
@@ -38,22 +39,24 @@ INLINE i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 /* Takes `size` floats from the scratch memory, in whole cache lines. */
 INLINE float *take(float **scratch, i64 size) {
     float *found = *scratch;
-    *scratch += round_up(size, 16);
+    *scratch += round_up(size, CACHE_LINE);
     return found;
 }
 
 /* Floats from one row of a tile to the next: whole cache lines, an odd number of them, since rows at distances of
    powers of two would share few places of the cache. */
-INLINE i64 row_of(i64 columns) { return ((columns + 15) / 16 | 1) * 16; }
+INLINE i64 row_of(i64 columns) { return (round_up(columns, CACHE_LINE) / CACHE_LINE | 1) * CACHE_LINE; }
 
 /* The left factor of a product: rows that begin `row` floats apart, element (i, s) at i·row + s. Turned, its columns
-   are such rows: element (i, s) at s·row + i.
+   are such rows: element (i, s) at s·row + i. While the product is computed, as much memory from `ahead` on as its
+   factor takes is fetched into the cache; NULL: none.
 
    The right one: element (s, j) at s·row + j % PANEL of the panel of columns j / PANEL. Panels begin `panel` floats
    apart: PANEL for rows of any matrix; a packed one has them behind each other, (columns / PANEL, depth, PANEL). */
 typedef struct {
     const float *x;
     i64 row;
+    const float *ahead;
 } Left;
 
 typedef struct {
@@ -61,7 +64,7 @@ typedef struct {
     i64 row, panel;
 } Right;
 
-INLINE Left by_rows(const float *x, i64 row) { return (Left){x, row}; }
+INLINE Left by_rows(const float *x, i64 row) { return (Left){x, row, NULL}; }
 INLINE Right of_rows(const float *x, i64 row) { return (Right){x, row, PANEL}; }
 INLINE Right packed(const float *x, i64 depth) { return (Right){x, PANEL, depth * PANEL}; }
 
@@ -126,11 +129,14 @@ INLINE void multiply_panel(const int vecs, const int turned, i64 depth, const fl
 INLINE void multiply_strips(const int turned, i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row,
                             i64 c_panel, int add) {
     const i64 next = turned ? ROWS : ROWS * a.row;
+    const i64 ahead = a.ahead ? round_up(ROWS * depth * PANEL / columns, CACHE_LINE) : 0; /* in one panel of a strip */
     for (i64 j = 0; j < columns; j += PANEL, b.x += b.panel, c += c_panel) {
         const float *strip = a.x;
         if (columns - j > LANES)
-            for (i64 i = 0; i < rows; i += ROWS, strip += next)
+            for (i64 i = 0; i < rows; i += ROWS, strip += next, a.ahead += ahead) {
+                for (i64 k = 0; k < ahead; k += CACHE_LINE) __builtin_prefetch(a.ahead + k, 0, 2);
                 multiply_panel(2, turned, depth, strip, a.row, b.x, b.row, c + i * c_row, c_row, add);
+            }
         else
             for (i64 i = 0; i < rows; i += ROWS, strip += next)
                 multiply_panel(1, turned, depth, strip, a.row, b.x, b.row, c + i * c_row, c_row, add);

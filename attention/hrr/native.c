@@ -1,9 +1,9 @@
 /* The folded HRR layer (attention/hrr/folded.py) on a CPU, in float32; attention/hrr/native.py calls it.
 
    Forward and backward are each one parallel region. Their passes over tokens take a tile through all that a pass does
-   with it while it is in a core's cache. For what sums over tokens, every thread has a run of tiles, the same in every
-   call: it sums over those of each batch row in it, and where a row is in the runs of several threads, their sums are
-   added up. Products of C x C matrices are divided by blocks of rows.
+   with it while it is in a core's cache. For what sums over tokens, the tiles are divided into runs, the same in every
+   call: a thread sums over those of each batch row in a run, and where a row is in several runs, their sums are added
+   up. Products of C x C matrices are divided by blocks of rows.
 
    Legend: B batch rows of N tokens of E channels, in H heads of D; x has C channels, E or, with a last one of ones,
    E + 1. */
@@ -12,6 +12,7 @@
 
 #define TILE 48  /* tokens; a multiple of ROWS */
 #define BLOCK 24 /* rows of a matrix, at most TILE */
+#define SHORT 4  /* a thread's share of the tiles over that of a short run */
 
 /* Field by field as _Layer in native.py; the forward pass takes no gradients. */
 typedef struct {
@@ -47,12 +48,13 @@ typedef struct {
     float *weights[2]; /* and this thread's */
     float *tokens;     /* (TILE, row) */
     float *tiles[4];   /* (TILE, row) */
-    float *parts[2][2]; /* each of two sums over its tiles of its first batch row, and of another one: (C / PANEL, C,
-                           PANEL), with as many rows as make whole ROWS */
-    i64 row, sums_panel;
-    i64 stride; /* from what is one thread's to the same of the next */
+    float *square;     /* C x C, in whole ROWS and PANELs */
+    float *sums; /* of every run, two over its tiles of its first batch row, and two of another one, if there are others:
+                    (C / PANEL, C, PANEL), with as many rows as make whole ROWS */
+    i64 row, sums_panel, sums_size;
+    i64 sums_rows;            /* one or two: the batch rows of a run that have sums */
     i64 row_tiles, all_tiles; /* tiles of a batch row, of all */
-    i64 thread, threads;
+    i64 threads, runs;        /* for each thread a long one and a short one; a single thread has one */
 } Work;
 
 static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
@@ -60,8 +62,10 @@ static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * 
 static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * channels, 16); }
 
 static i64 thread_size(i64 channels) {
-    return 5 * TILE * row_of(channels) + 16 + 2 * weights_size(channels) + 4 * sums_size(channels);
+    return 5 * TILE * row_of(channels) + 16 + 2 * weights_size(channels) + sums_size(channels);
 }
+
+static i64 sums_rows(const Layer *l) { return least(l->rows, 2); }
 
 static i64 matrices_size(const Layer *l) {
     i64 weights = l->dim * l->channels, state = l->dim * (l->dim / l->heads), gram = l->channels * l->channels;
@@ -70,19 +74,22 @@ static i64 matrices_size(const Layer *l) {
 
 /* Floats of scratch memory. */
 i64 hrr_scratch(const Layer *l) {
-    return l->rows * matrices_size(l) + 2 * weights_size(l->channels) + l->threads * thread_size(l->channels);
+    i64 of_run = 2 * sums_rows(l) * sums_size(l->channels);
+    return l->rows * matrices_size(l) + 2 * weights_size(l->channels) +
+           l->threads * (thread_size(l->channels) + 2 * of_run);
 }
 
 static Work prepare(const Layer *l) {
     Work w = {.row = row_of(l->channels)};
-    w.sums_panel = round_up(l->channels, ROWS) * PANEL;
+    w.sums_panel = round_up(l->channels, ROWS) * PANEL, w.sums_size = sums_size(l->channels);
     float *scratch = l->scratch + l->rows * matrices_size(l);
-    w.stride = thread_size(l->channels);
     w.row_tiles = (l->tokens + TILE - 1) / TILE, w.all_tiles = l->rows * w.row_tiles;
-    w.thread = omp_get_thread_num(), w.threads = omp_get_num_threads();
+    w.threads = omp_get_num_threads(), w.runs = w.threads > 1 ? 2 * w.threads : 1;
+    w.sums_rows = sums_rows(l);
     for (int i = 0; i < 2; i++) w.shared[i] = take(&scratch, weights_size(l->channels));
-    scratch += w.thread * w.stride;
-    for (int i = 0; i < 4; i++) w.parts[i / 2][i % 2] = take(&scratch, sums_size(l->channels));
+    w.sums = take(&scratch, w.runs * w.sums_rows * 2 * w.sums_size);
+    scratch += omp_get_thread_num() * thread_size(l->channels);
+    w.square = take(&scratch, w.sums_size);
     for (int i = 0; i < 2; i++) w.weights[i] = take(&scratch, weights_size(l->channels));
     w.tokens = take(&scratch, TILE * w.row);
     for (int i = 0; i < 4; i++) w.tiles[i] = take(&scratch, TILE * w.row);
@@ -143,13 +150,23 @@ static void pack_shared(const float *b, i64 b_step, i64 b_column, i64 depth, i64
         pack_weights_panel(b, b_step, b_column, depth, columns, first, out);
 }
 
-/* Some tokens: `count` rows, one every `row` floats. */
+/* Some tokens: `count` rows, one every `row` floats; `ahead` as in Left. */
 typedef struct {
     const float *x;
     i64 row, count;
+    const float *ahead;
 } Tile;
 
-static Tile tile_of(const float *x, i64 row, i64 count) { return (Tile){x, row, count}; }
+static Tile tile_of(const float *x, i64 row, i64 count) { return (Tile){x, row, count, NULL}; }
+
+/* The same as a left factor, while the product of which another tile of some (B, N, E) is fetched. */
+static Tile fetching(const Layer *l, const Work *w, const float *x, i64 tile, Tile t) {
+    i64 start = tile / w->row_tiles * l->tokens + tile % w->row_tiles * TILE;
+    t.ahead = tile < w->all_tiles ? x + start * l->dim : NULL;
+    return t;
+}
+
+static Left left_of(Tile t) { return (Left){t.x, t.row, t.ahead}; }
 
 /* The same rows elsewhere, `out_row` floats apart. */
 static Tile copy_of(Tile t, i64 columns, i64 out_row, float *out) {
@@ -164,25 +181,34 @@ static Tile as_left(const Work *w, Tile t, i64 columns, float *room) {
 
 /* A tile (count, row) = a b for a left factor a, or += */
 static void multiply_tile(Tile a, i64 columns, i64 depth, const float *weights, float *tile, i64 row, int add) {
-    multiply(a.count, columns, depth, by_rows(a.x, a.row), packed(weights, depth), tile, row, PANEL, add);
+    multiply(a.count, columns, depth, left_of(a), packed(weights, depth), tile, row, PANEL, add);
 }
 
 /* sums (rows, columns) += aᵀ b over the tokens of two tiles in scratch memory */
 static void add_product(const Work *w, i64 rows, i64 columns, Tile a, const float *b, float *sums) {
-    multiply_turned(rows, columns, a.count, by_rows(a.x, a.row), of_rows(b, w->row), sums, PANEL, w->sums_panel, 1);
+    multiply_turned(rows, columns, a.count, left_of(a), of_rows(b, w->row), sums, PANEL, w->sums_panel, 1);
 }
 
-/* The first tile of a thread's run, and behind the last one that of the next thread's. */
-static i64 run_start(const Work *w, i64 thread) { return w->all_tiles * thread / w->threads; }
-
-static float *sums_of_row(const Work *w, int which, i64 thread, i64 row) {
-    i64 first_row = run_start(w, thread) / w->row_tiles;
-    return w->parts[which][row != first_row] + (thread - w->thread) * w->stride;
+/* The first tile of a run, and behind the last one that of the next. */
+static i64 run_start(const Work *w, i64 run) {
+    i64 runs = w->runs / w->threads, thread = run / runs;
+    i64 start = w->all_tiles * thread / w->threads, end = w->all_tiles * (thread + 1) / w->threads;
+    return run % runs ? end - (end - start) / SHORT : start;
 }
 
-/* This thread's sums over a batch row, before the first tile. */
-static float *start_row(const Work *w, int which, i64 row, i64 channels) {
-    return memset(sums_of_row(w, which, w->thread, row), 0, 4 * sums_size(channels));
+/* The runs in the order in which they are taken: the short ones last, by those who are done first. */
+static i64 run_at(const Work *w, i64 i) {
+    return i < w->threads ? w->runs / w->threads * i : 2 * (i - w->threads) + 1;
+}
+
+static float *sums_of_row(const Work *w, int which, i64 run, i64 row) {
+    i64 at = run * w->sums_rows + (row != run_start(w, run) / w->row_tiles);
+    return w->sums + (2 * at + which) * w->sums_size;
+}
+
+/* A run's sums over a batch row, before the first tile. */
+static float *start_row(const Work *w, int which, i64 run, i64 row) {
+    return memset(sums_of_row(w, which, run, row), 0, 4 * w->sums_size);
 }
 
 /* Row i of sums to out, or added to it. */
@@ -192,26 +218,26 @@ static void put_sums(const Work *w, const float *sums, i64 i, i64 columns, int a
         for (i64 k = 0; k < least(PANEL, columns - j); k++) out[j + k] = (add ? out[j + k] : 0) + sums[k];
 }
 
-/* The sums (rows, columns) of all batch rows to out, `out_row` floats apart, for those that are in the runs of several
-   threads after all have summed; the others come from `put_own_row`. All threads share the work. */
+/* The sums (rows, columns) of all batch rows to out, `out_row` floats apart, for those that are in several runs after
+   all have been summed; the others come from `put_own_row`. All threads share the work. */
 static void put_shared_rows(const Work *w, int which, i64 rows, i64 columns, float *out, i64 out_row) {
 #pragma omp barrier
-    for (i64 thread = 1; thread < w->threads; thread++) {
-        i64 row = run_start(w, thread) / w->row_tiles, first = thread - 1, last = thread;
-        if (run_start(w, thread) % w->row_tiles == 0 || run_start(w, first) > row * w->row_tiles) continue;
-        while (last + 1 < w->threads && run_start(w, last + 1) < (row + 1) * w->row_tiles) last++;
+    for (i64 run = 1; run < w->runs; run++) {
+        i64 row = run_start(w, run) / w->row_tiles, first = run - 1, last = run;
+        if (run_start(w, run) % w->row_tiles == 0 || run_start(w, first) > row * w->row_tiles) continue;
+        while (last + 1 < w->runs && run_start(w, last + 1) < (row + 1) * w->row_tiles) last++;
 #pragma omp for
         for (i64 i = 0; i < rows; i++)
-            for (i64 t = first; t <= last; t++)
-                put_sums(w, sums_of_row(w, which, t, row), i, columns, t > first, out + row * out_row + i * columns);
+            for (i64 r = first; r <= last; r++)
+                put_sums(w, sums_of_row(w, which, r, row), i, columns, r > first, out + row * out_row + i * columns);
     }
 }
 
-/* Those of a batch row to out, if it is this thread's alone. */
-static void put_own_row(const Work *w, int which, i64 row, i64 rows, i64 columns, float *out, i64 out_row) {
-    if (run_start(w, w->thread) > row * w->row_tiles || run_start(w, w->thread + 1) < (row + 1) * w->row_tiles) return;
+/* Those of a batch row to out, if all of it is in this run. */
+static void put_own_row(const Work *w, int which, i64 run, i64 row, i64 rows, i64 columns, float *out, i64 out_row) {
+    if (run_start(w, run) > row * w->row_tiles || run_start(w, run + 1) < (row + 1) * w->row_tiles) return;
     for (i64 i = 0; i < rows; i++)
-        put_sums(w, sums_of_row(w, which, w->thread, row), i, columns, 0, out + row * out_row + i * columns);
+        put_sums(w, sums_of_row(w, which, run, row), i, columns, 0, out + row * out_row + i * columns);
 }
 
 /* Tokens of x with all C channels, as a left factor; where the mask counts, zeros for ignored ones. As the factors of a
@@ -254,20 +280,23 @@ INLINE float inverse_norm(float square) {
     return norm <= 1e-18f ? 0 : 1 / norm;
 }
 
-#define FOR_ROWS_OF_RUN                                     \
-    for (i64 row = run_start(w, w->thread) / w->row_tiles; \
-         row * w->row_tiles < run_start(w, w->thread + 1); row++)
-#define FOR_TILES_OF_RUN                                                \
-    for (i64 tile = most(run_start(w, w->thread), row * w->row_tiles); \
-         tile < least(run_start(w, w->thread + 1), (row + 1) * w->row_tiles); tile++)
+#define FOR_RUNS for (i64 i = 0; i < w->runs; i++)
+#define FOR_ROWS_OF_RUN                                                  \
+    for (i64 run = run_at(w, i), row = run_start(w, run) / w->row_tiles; \
+         row * w->row_tiles < run_start(w, run + 1); row++)
+#define FOR_TILES_OF_RUN                                         \
+    for (i64 tile = most(run_start(w, run), row * w->row_tiles); \
+         tile < least(run_start(w, run + 1), (row + 1) * w->row_tiles); tile++)
 #define FOR_ALL_TILES for (i64 tile = 0; tile < w->all_tiles; tile++)
 
 /* gram = Σ x xᵀ */
 static void sum_gram(const Layer *l, const Work *w) {
     i64 channels = l->channels, size = channels * channels;
+#pragma omp for schedule(dynamic) nowait
+    FOR_RUNS
     FOR_ROWS_OF_RUN {
         Layer r = at_row(l, row);
-        float *sums = start_row(w, 0, row, channels);
+        float *sums = start_row(w, 0, run, row);
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
             Tile x = tokens_at(&r, w, start, count, l->mask_superposition, 1);
@@ -275,7 +304,7 @@ static void sum_gram(const Layer *l, const Work *w) {
                 add_product(w, least(j + PANEL, channels), least(PANEL, channels - j), x, x.x + j,
                             sums + j / PANEL * w->sums_panel);
         }
-        put_own_row(w, 0, row, channels, channels, l->gram, size);
+        put_own_row(w, 0, run, row, channels, channels, l->gram, size);
     }
     put_shared_rows(w, 0, channels, channels, l->gram, size);
 #pragma omp for schedule(static, BLOCK)
@@ -333,7 +362,7 @@ static void unbind(const Work *w, i64 size, const float *state, float *unbinding
 /* keys_gram = Wk gram; every head's state = keys_gram Wvᵀ; and wr = M Wq for what unbinds from it, M. */
 static void find_retrieval(const Layer *l, const Work *w) {
     i64 channels = l->channels, size = l->dim / l->heads, row = -1, head = -1;
-    float *unbinding = w->parts[0][0]; /* each thread makes its own */
+    float *unbinding = w->square; /* each thread makes its own */
 #pragma omp for
     FOR_BLOCKS {
         Block b = block_at(l, i);
@@ -361,9 +390,36 @@ static void find_retrieval(const Layer *l, const Work *w) {
     }
 }
 
+/* The weights of all heads and tokens = exp(the cosines of v and r).
+
+   Inlined, this and `differentiate_cosines` can become several copies that round differently, and which one takes a
+   tile can depend on which thread was free. */
+NOINLINE void weigh(const Layer *l, i64 start, Tile v, Tile r) {
+    i64 size = l->dim / l->heads;
+    for (i64 h = 0; h < l->heads; h++) {
+        float weights[TILE] = {0}, v_squares[TILE], r_squares[TILE];
+        for (i64 i = 0; i < v.count; i++) {
+            const float *v_row = v.x + i * v.row + h * size, *r_row = r.x + i * r.row + h * size;
+            float product = 0, v_square = 0, r_square = 0;
+#pragma omp simd reduction(+ : product, v_square, r_square)
+            for (i64 d = 0; d < size; d++) {
+                product += v_row[d] * r_row[d];
+                v_square += v_row[d] * v_row[d];
+                r_square += r_row[d] * r_row[d];
+            }
+            weights[i] = product, v_squares[i] = v_square, r_squares[i] = r_square;
+        }
+#pragma omp simd
+        for (i64 i = 0; i < v.count; i++)
+            weights[i] = weights[i] * inverse_norm(v_squares[i]) * inverse_norm(r_squares[i]);
+        for (i64 i = 0; i < v.count; i += LANES) VEC(weights + i) = exp2_of(LOG2_E * VEC(weights + i));
+        memcpy(l->weights + h * l->tokens + start, weights, 4 * v.count);
+    }
+}
+
 /* values = x Wvᵀ, retrieved = x wrᵀ where it is kept, and weights = exp(their cosines) */
 static void retrieve(const Layer *l, const Work *w) {
-    i64 dim = l->dim, channels = l->channels, size = dim / l->heads, packed = -1;
+    i64 dim = l->dim, channels = l->channels, packed = -1;
     pack_shared(l->wv, 1, channels, channels, dim, w->shared[0]);
 #pragma omp for schedule(dynamic)
     FOR_ALL_TILES {
@@ -373,28 +429,11 @@ static void retrieve(const Layer *l, const Work *w) {
         packed = row;
         Tile x = tokens_at(&r, w, start, count, 0, 0);
         multiply_tile(x, dim, channels, w->shared[0], w->tiles[0], w->row, 0);
+        x = fetching(l, w, l->x, tile + w->threads, x);
         multiply_tile(x, dim, channels, w->weights[0], w->tiles[1], w->row, 0);
         store(w->tiles[0], w->row, start, count, dim, r.values);
         if (r.retrieved) store(w->tiles[1], w->row, start, count, dim, r.retrieved);
-        for (i64 h = 0; h < l->heads; h++) {
-            float weights[TILE] = {0}, v_squares[TILE], r_squares[TILE];
-            for (i64 i = 0; i < count; i++) {
-                const float *v = w->tiles[0] + i * w->row + h * size, *retrieved = w->tiles[1] + i * w->row + h * size;
-                float product = 0, v_square = 0, r_square = 0;
-#pragma omp simd reduction(+ : product, v_square, r_square)
-                for (i64 d = 0; d < size; d++) {
-                    product += v[d] * retrieved[d];
-                    v_square += v[d] * v[d];
-                    r_square += retrieved[d] * retrieved[d];
-                }
-                weights[i] = product, v_squares[i] = v_square, r_squares[i] = r_square;
-            }
-#pragma omp simd
-            for (i64 i = 0; i < count; i++)
-                weights[i] = weights[i] * inverse_norm(v_squares[i]) * inverse_norm(r_squares[i]);
-            for (i64 i = 0; i < count; i += LANES) VEC(weights + i) = exp2_of(LOG2_E * VEC(weights + i));
-            memcpy(r.weights + h * l->tokens + start, weights, 4 * count);
-        }
+        weigh(&r, start, tile_of(w->tiles[0], w->row, count), tile_of(w->tiles[1], w->row, count));
     }
 }
 
@@ -425,7 +464,8 @@ static void project(const Layer *l, const Work *w) {
     FOR_ALL_TILES {
         i64 row = tile / w->row_tiles, start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
         Layer r = at_row(l, row);
-        multiply_tile(weighed_at(&r, w, start, count), dim, dim, w->shared[0], w->tiles[1], w->row, 0);
+        Tile weighed = fetching(l, w, l->values, tile + w->threads, weighed_at(&r, w, start, count));
+        multiply_tile(weighed, dim, dim, w->shared[0], w->tiles[1], w->row, 0);
         store(w->tiles[1], w->row, start, count, dim, r.out);
     }
 }
@@ -450,20 +490,23 @@ void hrr_forward(const Layer *l) {
 static void differentiate_projection(const Layer *l, const Work *w) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads, kept = l->retrieved != NULL;
     if (!kept) pack_shared(l->wv, 1, channels, channels, dim, w->shared[0]);
+#pragma omp for schedule(dynamic) nowait
+    FOR_RUNS
     FOR_ROWS_OF_RUN {
         Layer r = at_row(l, row);
-        float *sums = start_row(w, 0, row, channels);
+        float *sums = start_row(w, 0, run, row);
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
             if (!kept) {
-                Tile x = tokens_at(&r, w, start, count, 0, 0);
+                Tile x = fetching(l, w, l->x, tile + 1, tokens_at(&r, w, start, count, 0, 0));
                 multiply_tile(x, dim, channels, w->shared[0], w->tiles[1], w->row, 0);
                 store(w->tiles[1], w->row, start, count, dim, r.values);
             }
             Tile grad = copy_of(tile_of(r.grad_out + start * dim, dim, count), dim, w->row, w->tiles[2]);
+            grad = fetching(l, w, l->grad_out, tile + 1, grad);
             add_product(w, dim, dim, grad, weighed_at(&r, w, start, count).x, sums);
         }
-        put_own_row(w, 0, row, dim, dim, l->grad_wo, dim * dim);
+        put_own_row(w, 0, run, row, dim, dim, l->grad_wo, dim * dim);
     }
     put_shared_rows(w, 0, dim, dim, l->grad_wo, dim * dim);
 #pragma omp for
@@ -501,20 +544,33 @@ INLINE void differentiate_cosine(float weight, float delta, i64 size, const floa
     }
 }
 
+/* The same for all heads and tokens; dv and dr have rows as far apart. */
+NOINLINE void differentiate_cosines(const Layer *l, i64 start, const float *delta, Tile v, Tile r, float *dv, float *dr,
+                                    i64 row) {
+    i64 size = l->dim / l->heads;
+    for (i64 i = 0; i < v.count; i++)
+        for (i64 h = 0; h < l->heads; h++)
+            differentiate_cosine(l->weights[h * l->tokens + start + i], delta[h], size, v.x + i * v.row + h * size,
+                                 r.x + i * r.row + h * size, dv + i * row + h * size, dr + i * row + h * size);
+}
+
 /* grad_wr, grad_wv but for what the state contributes, and grad_x but for what the Gram matrix does; grad_x may be
    values */
 static void differentiate_retrieval(const Layer *l, const Work *w) {
-    i64 dim = l->dim, channels = l->channels, size = dim / l->heads;
+    i64 dim = l->dim, channels = l->channels, packed = -1;
     float *dr = w->tiles[0], *dv = w->tiles[1], *grads[2] = {dr, dv}, *grad_x = w->tiles[3];
     float *grad_wr = matrices_at(l, 0).grad_wr; /* and those of the other rows behind it */
     pack_shared(l->wo, dim, 1, dim, dim, w->shared[0]);
     pack_shared(l->wv, channels, 1, dim, dim, w->shared[1]);
+#pragma omp for schedule(dynamic) nowait
+    FOR_RUNS
     FOR_ROWS_OF_RUN {
         Layer r = at_row(l, row);
         Matrices m = matrices_at(l, row);
-        float *sums[2] = {start_row(w, 0, row, channels), start_row(w, 1, row, channels)};
-        if (!r.retrieved) pack_weights(m.wr, 1, channels, channels, dim, w->weights[0]);
-        pack_weights(m.wr, channels, 1, dim, dim, w->weights[1]);
+        float *sums[2] = {start_row(w, 0, run, row), start_row(w, 1, run, row)};
+        if (row != packed && !r.retrieved) pack_weights(m.wr, 1, channels, channels, dim, w->weights[0]);
+        if (row != packed) pack_weights(m.wr, channels, 1, dim, dim, w->weights[1]);
+        packed = row;
         FOR_TILES_OF_RUN {
             i64 start = tile % w->row_tiles * TILE, count = least(TILE, l->tokens - start);
             Tile x = tokens_at(&r, w, start, count, 0, 1);
@@ -526,11 +582,7 @@ static void differentiate_retrieval(const Layer *l, const Work *w) {
             }
             Tile grad = as_left(w, tile_of(r.grad_out + start * dim, dim, count), dim, grad_x);
             multiply_tile(grad, dim, dim, w->shared[0], dv, w->row, 0);
-            for (i64 i = 0; i < count; i++)
-                for (i64 h = 0; h < l->heads; h++)
-                    differentiate_cosine(r.weights[h * l->tokens + start + i], m.delta[h], size,
-                                         v.x + i * dim + h * size, retrieved.x + i * retrieved.row + h * size,
-                                         dv + i * w->row + h * size, dr + i * w->row + h * size);
+            differentiate_cosines(&r, start, m.delta, v, retrieved, dv, dr, w->row);
             for (int i = 0; i < 2; i++) {
                 Tile d = tile_of(grads[i], w->row, count);
                 add_product(w, dim, channels, d, x.x, sums[i]);
@@ -538,8 +590,8 @@ static void differentiate_retrieval(const Layer *l, const Work *w) {
             }
             store(grad_x, w->row, start, count, dim, r.grad_x);
         }
-        put_own_row(w, 0, row, dim, channels, grad_wr, matrices_size(l));
-        put_own_row(w, 1, row, dim, channels, l->grad_wv, dim * channels);
+        put_own_row(w, 0, run, row, dim, channels, grad_wr, matrices_size(l));
+        put_own_row(w, 1, run, row, dim, channels, l->grad_wv, dim * channels);
     }
     put_shared_rows(w, 0, dim, channels, grad_wr, matrices_size(l));
     put_shared_rows(w, 1, dim, channels, l->grad_wv, dim * channels);
@@ -549,7 +601,7 @@ static void differentiate_retrieval(const Layer *l, const Work *w) {
 static void differentiate_state(const Layer *l, const Work *w) {
     i64 dim = l->dim, channels = l->channels, size = dim / l->heads, panels = (channels + PANEL - 1) / PANEL;
     i64 row = -1, head = -1;
-    float *unbinding = w->parts[0][0];
+    float *unbinding = w->square;
 #pragma omp for
     FOR_BLOCKS {
         Block b = block_at(l, i);
@@ -597,7 +649,7 @@ static void differentiate_state(const Layer *l, const Work *w) {
         Matrices m = matrices_at(l, part / w->threads);
         i64 first = panels * (part % w->threads) / w->threads * PANEL;
         i64 columns = least(panels * (part % w->threads + 1) / w->threads * PANEL, channels) - first;
-        float *sums = memset(w->parts[0][0], 0, 4 * sums_size(channels));
+        float *sums = memset(w->square, 0, 4 * w->sums_size);
         for (i64 e = 0; e < dim; e += TILE) {
             Tile keys = tile_of(l->wk + e * channels, channels, least(TILE, dim - e));
             Tile values = tile_of(m.bound_values + e * channels + first, channels, keys.count);
@@ -623,6 +675,7 @@ static void add_gram_gradient(const Layer *l, const Work *w) {
         }
         packed = row;
         Tile x = tokens_at(&r, w, start, count, l->mask_superposition, 0);
+        x = fetching(l, w, l->x, tile + w->threads, x);
         multiply_tile(x, dim, channels, w->weights[0], w->tiles[0], w->row, 0);
         for (i64 i = 0; i < count; i++)
             for (i64 d = 0; d < dim; d++) r.grad_x[(start + i) * dim + d] += w->tiles[0][i * w->row + d];

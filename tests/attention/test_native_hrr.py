@@ -71,7 +71,8 @@ def test_threads_change_nothing_but_rounding(heads, monkeypatch):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             results.append(run(layer, x, mask))
-            assert all(torch.equal(a, b) for a, b in zip(results[-1], run(layer, x, mask), strict=True))
+            for _ in range(10):  # which thread takes which tiles differs
+                assert all(torch.equal(a, b) for a, b in zip(results[-1], run(layer, x, mask), strict=True))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
