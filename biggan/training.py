@@ -24,6 +24,7 @@ from biggan.measuring import Measurements
 from biggan.run_setup import fit_to_data, make_folders, open_dataset
 from biggan.run_state import RunState
 from runtime.checkpoint import write_atomically
+from runtime.cli import return_freed_memory
 from runtime.config import to_dict
 from runtime.device import Device, open_device
 from runtime.errors import RunError, UserError
@@ -192,6 +193,7 @@ def train(config: TrainConfig) -> Run:
         resumed = run.resume()
         if not resumed and config.initial_weights:
             run.start()
+        return_freed_memory()
         if processes.is_main:
             write_atomically(
                 folder / "config.json", lambda file: file.write(json.dumps(to_dict(config), indent=2).encode())

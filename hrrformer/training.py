@@ -28,6 +28,7 @@ from hrrformer.result import finish
 from hrrformer.run_setup import fit_to_data, make_folders, open_data
 from hrrformer.run_state import RunState
 from runtime.checkpoint import write_atomically
+from runtime.cli import return_freed_memory
 from runtime.config import to_dict
 from runtime.device import Device, open_device
 from runtime.distributed import parts_of_batch
@@ -194,6 +195,7 @@ def train(config: TrainConfig) -> tuple[Run, dict[str, Any] | None]:
         resumed = run.resume()
         if not resumed and config.initial_weights:
             run.start()
+        return_freed_memory()
         if processes.is_main:
             for leftover in () if resumed else (run.checkpoints.folder / BEST, folder / RESULT):
                 leftover.unlink(missing_ok=True)  # of a run whose other checkpoints were thrown away

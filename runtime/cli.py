@@ -37,6 +37,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def return_freed_memory() -> None:
+    """Hands back to the system what is free now: after a checkpoint was read, say, whose room no step will need."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 KEEPS_FREED_MEMORY = os.environ.get("KEEP_FREED_MEMORY", "1") != "0"
 if KEEPS_FREED_MEMORY:
     keep_freed_memory()

@@ -72,6 +72,25 @@ print(*faults)
     assert (last - first < first - before) == (keep == "1")
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own rules")
+def test_kept_memory_can_be_handed_back():
+    program = """
+import torch
+from pathlib import Path
+from runtime.cli import return_freed_memory
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+tensors = [torch.ones(3_000_000) for _ in range(8)]
+later = torch.ones(1)  # what lies behind them must not keep them
+del tensors
+kept = resident()
+return_freed_memory()
+print(kept - resident())
+"""
+    env = os.environ | {"KEEP_FREED_MEMORY": "1"}
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
+    assert int(output) > 0.9 * 8 * 12_000_000
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [
