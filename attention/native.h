@@ -26,9 +26,12 @@
 typedef int64_t i64;
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t ivec4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define VEC(place) (*(vec *)(place))
 #define IVEC(place) (*(ivec *)(place))
+#define VEC4(place, i) (((vec4 *)(place))[i])
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 
@@ -150,6 +153,29 @@ NOINLINE void multiply(i64 rows, i64 columns, i64 depth, Left a, Right b, float 
 NOINLINE void multiply_turned(i64 rows, i64 columns, i64 depth, Left a, Right b, float *c, i64 c_row, i64 c_panel,
                               int add) {
     multiply_strips(1, rows, columns, depth, a, b, c, c_row, c_panel, add);
+}
+
+INLINE vec larger(vec a, vec b) {
+    ivec first = a > b;
+    return (vec)((first & (ivec)a) | (~first & (ivec)b));
+}
+
+/* A vector's sum and its largest lane, by fours: one lane after the other would wait for each. */
+INLINE float sum_of(vec x) {
+    vec4 sum = VEC4(&x, 0);
+    for (int i = 1; i < LANES / 4; i++) sum += VEC4(&x, i);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+INLINE float largest_of(vec x) {
+    vec4 top = VEC4(&x, 0);
+    for (int i = 1; i < LANES / 4; i++) {
+        vec4 other = VEC4(&x, i);
+        ivec4 first = top > other;
+        top = (vec4)((first & (ivec4)top) | (~first & (ivec4)other));
+    }
+    float left = top[0] > top[1] ? top[0] : top[1], right = top[2] > top[3] ? top[2] : top[3];
+    return left > right ? left : right;
 }
 
 /* 2^x to a unit in the last place, 0 below the normal numbers. */

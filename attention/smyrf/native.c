@@ -64,11 +64,6 @@ static Rows rows_of(const Problem *p, const float *x, Strides s, i64 dim, i64 se
 
 INLINE float *row_at(Rows rows, i64 token) { return rows.x + token * rows.stride; }
 
-INLINE vec larger(vec a, vec b) {
-    ivec first = a > b;
-    return (vec)((first & (ivec)a) | (~first & (ivec)b));
-}
-
 /* Some rows, times a number. */
 static void gather_rows(Rows rows, const i64 *index, i64 count, float factor, float *out, i64 stride) {
     for (i64 i = 0; i < count; i++, out += stride) {
@@ -147,9 +142,9 @@ INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, 
     for (i64 j = count; j < round_up(count, LANES); j++) score[j] = 2 * HIDDEN;
     vec tops = VEC(score), masses = {0};
     for (i64 j = LANES; j < count; j += LANES) tops = larger(VEC(score + j), tops);
-    float before = *top;
-    for (int lane = 0; lane < LANES; lane++) *top = tops[lane] > *top ? tops[lane] : *top;
-    if (*top > before) {
+    float before = *top, now = largest_of(tops);
+    if (now > before) {
+        *top = now;
         float fade = exp2_of_one(before - *top);
         *mass *= fade;
         for (i64 d = 0; d < value_dim; d++) sum[d] *= fade;
@@ -159,7 +154,7 @@ INLINE void weigh(float *score, i64 count, float *top, float *mass, float *sum, 
         masses += weight;
         VEC(score + j) = weight;
     }
-    for (int lane = 0; lane < LANES; lane++) *mass += masses[lane];
+    *mass += sum_of(masses);
 }
 
 /* `count` queries of a block with all its keys, in one round. */

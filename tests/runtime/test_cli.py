@@ -75,10 +75,10 @@ print(*faults)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have their own rules")
 def test_kept_memory_can_be_handed_back():
     program = """
-import torch
+import os, torch
 from pathlib import Path
 from runtime.cli import return_freed_memory
-resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 tensors = [torch.ones(3_000_000) for _ in range(8)]
 later = torch.ones(1)  # what lies behind them must not keep them
 del tensors
