@@ -87,7 +87,7 @@ def apply_flags(parser: CommandParser, config: Any, argv: Sequence[str]) -> tupl
             options, rest = split_open_flags(rest, _flag(path[:-1]))
             changes[".".join(path)] = options
     if rest:
-        raise UserError(f"{unknown_flag_message(rest[0], known)}. See '{parser.prog} --help'.")
+        parser.error(unknown_flag_message(rest[0], known))
     return _replace(config, changes), parsed
 
 

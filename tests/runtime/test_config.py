@@ -58,7 +58,7 @@ def test_a_mechanisms_options_follow_its_name():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--cuont", "3"], "did you mean --count"),
+        (["--cuont", "3"], r"did you mean --count\? See '"),
         (["--count", "three"], "--count: expected int, got 'three'"),
         (["--count", "2.5"], "--count"),
         (["--rate", "fast"], "--rate: expected float"),
