@@ -57,19 +57,22 @@ typedef struct {
     i64 threads, runs;        /* for each thread a long one and a short one; a single thread has one */
 } Work;
 
-static i64 sums_size(i64 channels) { return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), 16); }
+static i64 sums_size(i64 channels) {
+    return round_up(round_up(channels, ROWS) * round_up(channels, PANEL), CACHE_LINE);
+}
 
-static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * channels, 16); }
+static i64 weights_size(i64 channels) { return round_up(round_up(channels, PANEL) * channels, CACHE_LINE); }
 
 static i64 thread_size(i64 channels) {
-    return 5 * TILE * row_of(channels) + 16 + 2 * weights_size(channels) + sums_size(channels);
+    return 5 * TILE * row_of(channels) + CACHE_LINE + 2 * weights_size(channels) + sums_size(channels);
 }
 
 static i64 sums_rows(const Layer *l) { return least(l->rows, 2); }
 
 static i64 matrices_size(const Layer *l) {
     i64 weights = l->dim * l->channels, state = l->dim * (l->dim / l->heads), gram = l->channels * l->channels;
-    return 4 * round_up(weights, 16) + 2 * round_up(state, 16) + round_up(gram, 16) + round_up(l->heads, 16);
+    return 4 * round_up(weights, CACHE_LINE) + 2 * round_up(state, CACHE_LINE) + round_up(gram, CACHE_LINE) +
+           round_up(l->heads, CACHE_LINE);
 }
 
 /* Floats of scratch memory. */
